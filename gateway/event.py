@@ -1,0 +1,177 @@
+"""Event: one CloudEvents 1.0 object, parsed, checked, filled in and encoded once.
+
+Nothing here knows where an event came from or where it goes.
+"""
+
+import base64
+import binascii
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from gateway.errors import GatewayError, Problem, pointer
+from gateway.jsontext import dumps
+
+SPECVERSION: Final = "1.0"
+_EXTENSION = re.compile(r"[a-z0-9]{1,20}", re.ASCII)
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(?:\.\d+)?(?:[Zz]|[+-]\d\d:\d\d)", re.ASCII)
+# RFC 3986's characters, and those beyond ASCII that an IRI has: no spaces, no controls, no quotes.
+_URI_REFERENCE = re.compile(r"[^\x00-\x20\x7f\"<>\\^`{|}]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A valid event, ready for the log. `json` is what every subscriber gets, byte for byte."""
+
+    source: str
+    id: str
+    type: str
+    subject: str | None
+    body: dict[str, Any]
+    json: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What fills an event's missing attributes. Clock (seconds since 1970) and randomness are injected."""
+
+    source: str = "/events"
+    now: Callable[[], float] = time.time
+    random: Callable[[int], bytes] = os.urandom
+
+    def new_id(self) -> str:
+        """A UUIDv7 (RFC 9562, section 5.7)."""
+        raw = bytearray(int(self.now() * 1000).to_bytes(6, "big") + self.random(10))
+        raw[6] = 0x70 | raw[6] & 0x0F
+        raw[8] = 0x80 | raw[8] & 0x3F
+        text = raw.hex()
+        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+    def new_time(self) -> str:
+        return rfc3339(self.now())
+
+
+def rfc3339(seconds: float) -> str:
+    """RFC 3339, UTC, milliseconds."""
+    whole = int(seconds)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{int((seconds - whole) * 1000):03d}Z"
+
+
+def make_event(value: Any, defaults: Defaults, *, max_bytes: int, at: tuple[str | int, ...] = ()) -> Event:
+    """The event that a parsed JSON value is, with its missing attributes filled in.
+
+    `max_bytes` bounds the event as compact JSON before the filling; `at` is where the value stands
+    in the request, for the JSON pointers of errors. The value becomes the event's: do not change it.
+
+    Raises GatewayError `invalid_event`, with every fault and its place, or `too_large`.
+    """
+    if type(value) is not dict:
+        raise GatewayError(
+            "invalid_event", "an event is a JSON object", errors=[Problem(pointer(*at), "not an object")]
+        )
+    faults = _faults(value)
+    if faults:
+        raise GatewayError(
+            "invalid_event",
+            f"{faults[0][0]}: {faults[0][1]}" if faults[0][0] else faults[0][1],
+            errors=[Problem(pointer(*at, name), detail) for name, detail in faults],
+        )
+    filled = {
+        "specversion": SPECVERSION,
+        "id": value.get("id") or defaults.new_id(),
+        "source": value.get("source") or defaults.source,
+        "type": value["type"],
+        "time": value.get("time") or defaults.new_time(),
+        "datacontenttype": "application/json",
+        **value,
+    }
+    json = dumps(filled)
+    if len(json) > max_bytes and len(dumps(value)) > max_bytes:
+        raise GatewayError(
+            "too_large",
+            f"an event may have {max_bytes} bytes as compact JSON",
+            errors=[Problem(pointer(*at), f"more than {max_bytes} bytes")],
+        )
+    return Event(filled["source"], filled["id"], filled["type"], filled.get("subject"), filled, json)
+
+
+def _faults(value: dict[str, Any]) -> list[tuple[str, str]]:
+    faults = []
+    if "type" not in value:
+        faults.append(("type", "is required"))
+    for name, attribute in value.items():
+        check = _CHECKS.get(name, _check_extension)
+        fault = check(name, attribute)
+        if fault:
+            faults.append((name, fault))
+    if "data" in value and "data_base64" in value:
+        faults.append(("data_base64", "stands beside data: an event has one of them"))
+    return faults
+
+
+def _check_nothing(_name: str, _value: Any) -> str | None:
+    return None
+
+
+def _check_text(_name: str, value: Any) -> str | None:
+    return None if type(value) is str and value else "must be a non-empty string"
+
+
+def _check_specversion(_name: str, value: Any) -> str | None:
+    return None if value == SPECVERSION else 'must be "1.0"'
+
+
+def _check_uri(_name: str, value: Any) -> str | None:
+    if type(value) is str and _URI_REFERENCE.fullmatch(value):
+        return None
+    return "must be a non-empty URI reference"
+
+
+def _check_time(_name: str, value: Any) -> str | None:
+    return None if type(value) is str and is_rfc3339(value) else "must be an RFC 3339 time with an offset"
+
+
+def _check_base64(_name: str, value: Any) -> str | None:
+    try:
+        base64.b64decode(value if type(value) is str else "!", validate=True)
+    except (binascii.Error, ValueError):
+        return "must be base64"
+    return None
+
+
+def _check_extension(name: str, value: Any) -> str | None:
+    if _EXTENSION.fullmatch(name) is None:
+        return "is no CloudEvents attribute: extensions are named by 1 to 20 of a-z and 0-9"
+    if value is None or type(value) in (dict, list):
+        return "an extension attribute is a string, a number or a boolean"
+    return None
+
+
+_CHECKS: Final[dict[str, Callable[[str, Any], str | None]]] = {
+    "data": _check_nothing,
+    "specversion": _check_specversion,
+    "id": _check_text,
+    "type": _check_text,
+    "subject": _check_text,
+    "datacontenttype": _check_text,
+    "source": _check_uri,
+    "dataschema": _check_uri,
+    "time": _check_time,
+    "data_base64": _check_base64,
+}
+
+
+def is_rfc3339(text: str) -> bool:
+    """Whether `text` is a full RFC 3339 time with offset and a real date (leap second 60 allowed)."""
+    if _RFC3339.fullmatch(text) is None:
+        return False
+    seconds = text[17:19]
+    try:
+        datetime.fromisoformat(text[:17] + ("59" if seconds == "60" else seconds) + "+00:00")
+    except ValueError:
+        return False
+    return text[-1] in "Zz" or (text[-5:-3] < "24" and text[-2:] < "60")

@@ -1,0 +1,69 @@
+"""JSON in: parsed by orjson, with the two promises it does not make by itself.
+
+A number arrives as it was sent or is refused, and a lone surrogate is told apart from
+text that is no JSON at all. What comes out of here can always be written again.
+"""
+
+import re
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+import orjson
+
+from gateway.errors import GatewayError
+
+# A number with 16 or more characters or an exponent may not fit a double; all others do. Numbers stand
+# after one of these separators or at the start, strings after a quote, so one scan finds the suspects.
+_SUSPECT = re.compile(rb"(?:^|[:,\[\s])-?[0-9](?:[0-9.]{15}|[0-9.]*[eE])")
+_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|-?[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?', re.DOTALL)
+_INT_MIN, _INT_MAX = -(1 << 63), (1 << 64) - 1
+
+
+def parse(data: bytes, *, what: str = "the body") -> Any:
+    """The JSON value of `data`.
+
+    Raises GatewayError `bad_json` (400) for text that is no JSON, NaN and Infinity included, and
+    `invalid_event` (422) for a lone surrogate or a number that would not arrive as it was sent.
+    """
+    try:
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        reason = str(error)
+        if "surrogate" in reason:
+            raise GatewayError("invalid_event", f"{what} has a lone surrogate: {reason}") from None
+        if "infinity" in reason:
+            raise GatewayError(
+                "invalid_event", f"{what} has a number that no double holds: {reason}"
+            ) from None
+        raise GatewayError("bad_json", f"{what} is not JSON: {reason}") from None
+    if _SUSPECT.search(data):
+        _refuse_inexact(data, what)
+    return value
+
+
+def _refuse_inexact(data: bytes, what: str) -> None:
+    for match in _TOKEN.finditer(data):
+        token = match.group()
+        if token[0] != 0x22 and not _is_exact(token.decode()):
+            shown = token.decode()[:40]
+            raise GatewayError(
+                "invalid_event",
+                f"{what} has the number {shown}, which cannot be kept exactly: send it as a string",
+            )
+
+
+def _is_exact(token: str) -> bool:
+    if token.lstrip("-").isdecimal():
+        return len(token) <= 20 and _INT_MIN <= int(token) <= _INT_MAX
+    try:
+        return Decimal(token) == Decimal(repr(float(token)))
+    except InvalidOperation:
+        return False
+
+
+def dumps(value: Any) -> bytes:
+    """Compact UTF-8 JSON. Raises GatewayError `invalid_event` for what no JSON reader could take back."""
+    try:
+        return orjson.dumps(value)
+    except (TypeError, ValueError) as error:  # nested deeper than orjson writes
+        raise GatewayError("invalid_event", f"the value cannot be written as JSON: {error}") from None
