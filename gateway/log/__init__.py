@@ -54,6 +54,11 @@ class Entry:
     def subject(self) -> str | None:
         return self.body.get("subject")
 
+    @property
+    def previous_body(self) -> dict[str, Any] | None:
+        """`previous`, parsed."""
+        return None if self.previous is None else orjson.loads(self.previous)
+
 
 @dataclass(frozen=True, slots=True)
 class Page:

@@ -1,0 +1,1 @@
+"""The measurements of the README, in one run: `python -m bench`."""

@@ -1,0 +1,218 @@
+"""The application: the only module that knows everybody, and puts them together."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator
+
+from starlette.responses import Response
+from starlette.routing import Route, Router
+from starlette.types import Receive, Scope, Send
+
+from gateway import access, operations
+from gateway.auth import Authenticator, Revocations, Verifier
+from gateway.connection import Streams
+from gateway.connections import Connections, Heartbeat, Limits
+from gateway.cursor import Cursors
+from gateway.errors import GatewayError
+from gateway.event import Defaults
+from gateway.guard import Guard
+from gateway.http import Endpoint, Handler, problem_response
+from gateway.hub import Hub
+from gateway.ingest import http as http_ingest
+from gateway.ingest import orders
+from gateway.intake import Intake, Sizes
+from gateway.lane import Flusher
+from gateway.limits import Rates
+from gateway.log import Log, LogStats, LogUnavailableError, Retention
+from gateway.log.sqlite import SqliteLog
+from gateway.metrics import Metrics
+from gateway.node import Node
+from gateway.origins import Origins, ProxyHeaders
+from gateway.settings import Settings
+from gateway.tickets import Tickets
+from gateway.transports.events import get_events
+from gateway.transports.sse import beat as beat_sse
+from gateway.transports.websocket import websocket
+
+logger = logging.getLogger(__name__)
+
+_LAG_INTERVAL = 1.0  # seconds between two looks at how late the loop is
+
+
+def make_log(settings: Settings, stats: LogStats | None = None) -> Log:
+    """The log that the settings name, not opened yet. Raises LogUnavailableError for one there is none of."""
+    scheme, _, place = settings.store.partition(":")
+    if scheme not in ("sqlite", "memory"):
+        raise LogUnavailableError(f"this version keeps its log in SQLite: {scheme} stores are not supported")
+    retention = Retention(settings.retention_events, settings.retention_age, settings.latest_age)
+    return SqliteLog(place or None, retention=retention, index=settings.index, stats=stats)
+
+
+async def open_node(settings: Settings) -> Node:
+    """Opens the log and builds everything around it. Raises LogCorruptError or LogUnavailableError."""
+    metrics = Metrics()
+    log = make_log(settings, LogStats(observe_append=metrics.append.observe))
+    cursors = Cursors(settings.cursor_key.get_secret_value() if settings.cursor_key else None)
+    flusher = Flusher(asyncio.get_running_loop(), settings.flush_ms / 1000, observe=metrics.flushed)
+    hub = Hub(flusher, lambda offset: cursors.encode(log.epoch, offset))
+    await log.open(hub.publish)
+    hub.begin(log.head)
+    revocations = Revocations(await log.revocations())
+    tickets = Tickets(log.secret)
+    verifier = _verifier(settings)
+    limits = Limits(settings.max_connections, settings.max_connections_per_token)
+    sizes = Sizes(settings.max_event_bytes, settings.max_batch_events, settings.max_batch_bytes)
+    return Node(
+        settings=settings,
+        metrics=metrics,
+        log=log,
+        hub=hub,
+        cursors=cursors,
+        streams=Streams(log, hub, cursors, frozenset(settings.index) | {"subject", "type"}, metrics),
+        connections=Connections(limits, metrics),
+        websocket_beat=Heartbeat(settings.peer_timeout / 3, lambda connection: connection.beat()),
+        sse_beat=Heartbeat(settings.peer_timeout / 4, beat_sse),
+        intake=Intake(log, metrics, sizes, Defaults()),
+        origins=Origins(settings.origins),
+        revocations=revocations,
+        tickets=tickets,
+        authenticator=Authenticator(verifier, revocations, tickets, log.use_once),
+        publish_rates=Rates(settings.publish_rate) if settings.publish_rate else None,
+        idempotent_keys=set(),
+    )
+
+
+def _verifier(settings: Settings) -> Verifier | None:
+    if not settings.has_keys:
+        return None
+    secret = settings.jwt_secret.get_secret_value() if settings.jwt_secret else None
+    return Verifier(secret=secret, public_key_pem=settings.jwt_public_key, jwks_url=settings.jwks_url)
+
+
+def _router(node: Node) -> Router:
+    def path(template: str, *, public: bool = False, **handlers: Handler) -> Route:
+        return Route(template, Endpoint(node, handlers, public=public))
+
+    return Router(
+        [
+            path("/events", POST=http_ingest.publish),
+            path("/orders", POST=orders.create, GET=orders.index),
+            path("/orders/{order_id}", GET=orders.show),
+            path("/orders/{order_id}/status", PATCH=orders.update),
+            path("/tickets", POST=access.create_ticket),
+            path("/revocations", POST=access.create_revocation),
+            path("/connections/{connection_id}/token", POST=access.renew_token),
+            path("/ws", public=True, GET=_upgrade_required),
+            path("/livez", public=True, GET=operations.livez),
+            path("/readyz", public=True, GET=operations.readyz),
+            path("/metrics", public=bool(node.settings.ops_port), GET=operations.metrics),
+            path("/", public=True, GET=operations.board),
+            path("/static/{name:path}", public=True, GET=operations.static),
+        ],
+        redirect_slashes=False,
+    )
+
+
+async def _upgrade_required(_call: object) -> Response:
+    raise GatewayError(
+        "bad_request",
+        "this path speaks WebSocket: send a handshake (RFC 6455, version 13)",
+        headers={"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"},
+        status=426,
+    )
+
+
+class Application:
+    """The ASGI application of an open node. Streams are dispatched here, so that an idle one holds few frames."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._router = _router(node)
+        self._router.default = self._not_found
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        if scope["type"] == "websocket" and path == "/ws":
+            await websocket(self._node, scope, receive, send)
+        elif scope["type"] == "http" and path == "/events" and scope["method"] in ("GET", "HEAD"):
+            await get_events(self._node, scope, receive, send)
+        else:
+            await self._router(scope, receive, send)
+
+    async def _not_found(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await receive()
+        error = GatewayError("not_found", f"there is nothing at {scope['path'][:200]}")
+        await problem_response(error, self._node.settings.root_path)(scope, receive, send)
+
+
+class Gateway:
+    """The whole gateway as one ASGI application, opened and closed by the server's lifespan messages.
+
+    `node` is there between the two.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.node: Node | None = None
+        self._app: ProxyHeaders | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+            return
+        assert self._app is not None
+        await self._app(scope, receive, send)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        async with self.running():
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Node]:
+        """Open while it lasts. Raises LogCorruptError or LogUnavailableError."""
+        node = self.node = await open_node(self.settings)
+        guarded = Guard(Application(node), self.settings, node.origins)
+        self._app = ProxyHeaders(guarded, list(self.settings.trusted_proxies))  # type: ignore[arg-type]  # uvicorn's ASGI types are its own
+        tasks = [
+            asyncio.create_task(_supervised(name, work))
+            for name, work in (
+                ("websocket heartbeat", node.websocket_beat.run),
+                ("sse heartbeat", node.sse_beat.run),
+                ("loop watch", lambda: _watch_loop(node.metrics)),
+            )
+        ]
+        try:
+            yield node
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await node.log.close()
+
+
+async def _supervised(name: str, work: object) -> None:
+    """Runs a background task for ever: one that fails says so and starts again."""
+    while True:
+        try:
+            await work()  # type: ignore[operator]
+        except Exception:
+            logger.exception("%s failed and starts again", name)
+            await asyncio.sleep(1.0)
+
+
+async def _watch_loop(metrics: Metrics) -> None:
+    while True:
+        before = time.monotonic()
+        await asyncio.sleep(_LAG_INTERVAL)
+        metrics.loop_lag.set(max(0.0, time.monotonic() - before - _LAG_INTERVAL))
+
+
+def create_app(settings: Settings | None = None) -> Gateway:
+    """The gateway as an ASGI application for any server; its lifespan must be on."""
+    return Gateway(settings or Settings())

@@ -1,0 +1,222 @@
+"""Connections: all streaming clients of this node, from admission to drain.
+
+Limits, heartbeats, token expiry and revocation: what concerns a client whatever its transport.
+"""
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from gateway.connection import Connection
+from gateway.errors import GatewayError
+from gateway.metrics import Metrics
+from gateway.principal import Principal
+
+WARNING_SECONDS = 30  # how long before its token expires a client is told
+RETRY_MS = (1000, 5000)  # within this clients shall come back, each at a time of its own
+_TICKS = 40  # slots of a heartbeat's round, so that the clients' beats are spread over it
+_CODES = frozenset({1000, 1001, 1002, 1005, 1006, 1007, 1009, 1011, 1012, 4001, 4003, 4008, 4100, 4101, 4200})
+
+
+def retry_ms() -> int:
+    """When a client shall come back: jittered, so that many do not come at once."""
+    return random.randint(*RETRY_MS)  # noqa: S311 - jitter
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    total: int
+    per_token: int
+
+
+class Heartbeat:
+    """Calls `beat` for each of its connections once an interval (seconds), spread evenly over it."""
+
+    def __init__(self, interval: float, beat: Callable[[Connection], object]) -> None:
+        self._interval = interval
+        self._beat = beat
+        self._slots: list[dict[Connection, None]] = [{} for _ in range(_TICKS)]
+        self._slot_of: dict[Connection, int] = {}
+        self._at = 0
+
+    def add(self, connection: Connection) -> None:
+        slot = self._slot_of[connection] = random.randrange(_TICKS)  # noqa: S311 - spreading
+        self._slots[slot][connection] = None
+
+    def remove(self, connection: Connection) -> None:
+        slot = self._slot_of.pop(connection, None)
+        if slot is not None:
+            del self._slots[slot][connection]
+
+    def tick(self) -> None:
+        """Serves the next slot."""
+        for connection in list(self._slots[self._at]):
+            self._beat(connection)
+        self._at = (self._at + 1) % _TICKS
+
+    async def run(self) -> None:
+        """Turns until it is cancelled."""
+        while True:
+            await asyncio.sleep(self._interval / _TICKS)
+            self.tick()
+
+
+class Connections:
+    """The registry. All calls from the loop's thread."""
+
+    def __init__(self, limits: Limits, metrics: Metrics, *, now: Callable[[], float] = time.time) -> None:
+        self.drain_began = asyncio.Event()
+        self._limits = limits
+        self._metrics = metrics
+        self._now = now
+        self._by_id: dict[str, Connection] = {}
+        self._polls = 0
+        self._per_token: Counter[str] = Counter()
+        self._expiry: dict[Connection, asyncio.TimerHandle] = {}
+
+    @property
+    def draining(self) -> bool:
+        return self.drain_began.is_set()
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def get(self, connection_id: str) -> Connection | None:
+        return self._by_id.get(connection_id)
+
+    # Admission
+
+    def admit(self, principal: Principal | None) -> None:
+        """Raises GatewayError `draining` or `too_many_connections`."""
+        if self.draining:
+            raise GatewayError("draining", "the gateway is about to restart", headers={"Retry-After": "2"})
+        if len(self._by_id) + self._polls >= self._limits.total:
+            raise self._too_many(f"this node takes {self._limits.total} connections")
+        if principal is not None:
+            self._admit_token(principal)
+
+    def _admit_token(self, principal: Principal) -> None:
+        if not principal.open and self._per_token[_token(principal)] >= self._limits.per_token:
+            raise self._too_many(f"a token may have {self._limits.per_token} connections")
+
+    @staticmethod
+    def _too_many(detail: str) -> GatewayError:
+        return GatewayError("too_many_connections", detail, headers={"Retry-After": "5"})
+
+    def add(self, connection: Connection) -> None:
+        """Takes a connection that was admitted."""
+        self._by_id[connection.id] = connection
+        self._metrics.connections.labels(connection.wire.transport).inc()
+        self._metrics.opened.labels(connection.wire.transport).inc()
+        if connection.principal is not None:
+            self._count(connection.principal, 1)
+            self._arm(connection)
+
+    def remove(self, connection: Connection) -> None:
+        """The connection is gone; releases all that it held. Idempotent."""
+        if self._by_id.pop(connection.id, None) is None:
+            return
+        self._disarm(connection)
+        if connection.principal is not None:
+            self._count(connection.principal, -1)
+        transport = connection.wire.transport
+        code = connection.code if connection.code in _CODES else "other"
+        self._metrics.connections.labels(transport).dec()
+        self._metrics.closed.labels(transport, str(code)).inc()
+        connection.finished()
+
+    @contextmanager
+    def poll(self, principal: Principal) -> Iterator[None]:
+        """A long poll while it runs. Raises as `admit`."""
+        self.admit(principal)
+        self._polls += 1
+        self._count(principal, 1)
+        self._metrics.connections.labels("longpoll").inc()
+        self._metrics.opened.labels("longpoll").inc()
+        try:
+            yield
+        finally:
+            self._polls -= 1
+            self._count(principal, -1)
+            self._metrics.connections.labels("longpoll").dec()
+            self._metrics.closed.labels("longpoll", "1000").inc()
+
+    def _count(self, principal: Principal, step: int) -> None:
+        if principal.open:
+            return
+        token = _token(principal)
+        self._per_token[token] += step
+        if not self._per_token[token]:
+            del self._per_token[token]
+
+    # Who it is, and how long
+
+    def identify(self, connection: Connection, principal: Principal) -> None:
+        """The client has said who it is, for the first time or with a newer token.
+
+        Raises GatewayError `forbidden` where the newer token is another user's or has other rights: what the
+        connection has subscribed to stands under the old ones. Raises `too_many_connections`.
+        """
+        known = connection.principal
+        if known is None:
+            self._admit_token(principal)
+            self._count(principal, 1)
+        elif (known.sub, known.subscribe, known.open) != (principal.sub, principal.subscribe, principal.open):
+            raise GatewayError("forbidden", "the new token has another user or other filters: connect anew")
+        connection.principal = principal
+        self._arm(connection)
+
+    def _arm(self, connection: Connection) -> None:
+        self._disarm(connection)
+        principal = connection.principal
+        if principal is not None and principal.expires is not None:
+            left = principal.expires - self._now()
+            self._later(connection, left - WARNING_SECONDS, self._warn)
+
+    def _later(self, connection: Connection, delay: float, call: Callable[[Connection], None]) -> None:
+        loop = asyncio.get_running_loop()
+        self._expiry[connection] = loop.call_later(max(0.0, delay), call, connection)
+
+    def _disarm(self, connection: Connection) -> None:
+        timer = self._expiry.pop(connection, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _warn(self, connection: Connection) -> None:
+        assert connection.principal is not None
+        left = (connection.principal.expires or 0.0) - self._now()
+        connection.say({"op": "expiring", "in": max(0, round(left))})
+        self._later(connection, left, self._expire)
+
+    def _expire(self, connection: Connection) -> None:
+        connection.end(4200, "token expired", retry_ms())
+
+    def revoke(self, revoked: Callable[[Principal], bool]) -> int:
+        """Ends the streams whose token is void now; returns how many."""
+        void = [each for each in self._by_id.values() if each.principal and revoked(each.principal)]
+        for connection in void:
+            connection.end(4001, "token revoked", retry_ms())
+        return len(void)
+
+    # Shutdown
+
+    async def drain(self, seconds: float) -> None:
+        """Sends every client away, evenly over `seconds`, so that their return is spread as well."""
+        self.drain_began.set()
+        waiting = list(self._by_id.values())
+        random.shuffle(waiting)
+        started = time.monotonic()
+        total = len(waiting)
+        while waiting:
+            due = total * (time.monotonic() - started) / seconds if seconds else total
+            while waiting and total - len(waiting) < due:
+                waiting.pop().end(1012, "service restart", retry_ms())
+            await asyncio.sleep(min(0.02, seconds / total))
+
+
+def _token(principal: Principal) -> str:
+    return principal.sub or principal.jti or ""

@@ -1,0 +1,92 @@
+"""The guard: what every request passes first, whatever its path: host, port, prefix, origin."""
+
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.errors import GatewayError
+from gateway.http import problem_response
+from gateway.origins import Origins, cors_headers, loopback_host, preflight_headers
+from gateway.settings import Settings
+
+_OPS_PATHS = ("/metrics", "/console", "/connections", "/explain")
+_PROBES = ("/livez", "/readyz")
+
+
+class Guard:
+    """ASGI middleware. Sets `scope["state"]["origin_allowed"]` for what comes after."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, origins: Origins) -> None:
+        self._app = app
+        self._root_path = settings.root_path
+        self._origins = origins
+        self._ops_port = settings.ops_port
+        self._loopback_only = not settings.has_keys and not settings.insecure_open
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        self._strip_prefix(scope)
+        error = self._misdirected(scope, headers) or self._wrong_port(scope)
+        if error is not None:
+            await problem_response(error, self._root_path)(scope, receive, send)
+            return
+        origin = headers.get("origin")
+        allowed = origin is not None and self._origins.allows(origin, _scheme(scope), headers.get("host", ""))
+        scope.setdefault("state", {})["origin_allowed"] = allowed
+        if origin is not None and allowed and scope["type"] == "http":
+            if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
+                requested = headers.get("access-control-request-headers", "")
+                await Response(status_code=204, headers=preflight_headers(origin, requested))(
+                    scope, receive, send
+                )
+                return
+            send = _with_headers(send, cors_headers(origin))
+        await self._app(scope, receive, send)
+
+    def _strip_prefix(self, scope: Scope) -> None:
+        """Works behind a proxy that passes the prefix on as well as behind one that takes it off."""
+        prefix = self._root_path
+        path = scope["path"]
+        if prefix and (path == prefix or path.startswith(prefix + "/")):
+            scope["path"] = path[len(prefix) :] or "/"
+
+    def _misdirected(self, scope: Scope, headers: Headers) -> GatewayError | None:
+        """A page that rebinds its name to this machine can choose every header but the Host that came."""
+        if not self._loopback_only:
+            return None
+        hosts = (headers.get("host", ""), scope.get("state", {}).get("raw_host", ""))
+        if all(loopback_host(host) for host in hosts):
+            return None
+        return GatewayError("misdirected_request", "without keys the gateway answers to loopback names only")
+
+    def _wrong_port(self, scope: Scope) -> GatewayError | None:
+        """With a port of their own, operations are served there alone, and nothing else is."""
+        if not self._ops_port:
+            return None
+        path = scope["path"]
+        server = scope.get("server")
+        on_ops_port = server is not None and server[1] == self._ops_port
+        is_ops = any(path == each or path.startswith(each + "/") for each in _OPS_PATHS)
+        renewal = path.startswith("/connections/") and path.endswith("/token")
+        if path in _PROBES or on_ops_port == (is_ops and not renewal):
+            return None
+        return GatewayError("not_found", "this path is served on another port")
+
+
+def _scheme(scope: Scope) -> str:
+    return str(scope["scheme"]).replace("ws", "http")
+
+
+def _with_headers(send: Send, added: dict[str, str]) -> Send:
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers: Any = MutableHeaders(scope=message)
+            vary = headers.get("vary")
+            headers.update(added)
+            if vary:
+                headers["vary"] = f"{vary}, {added.get('Vary', 'Origin')}"
+        await send(message)
+
+    return send_with_headers

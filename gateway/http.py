@@ -1,0 +1,189 @@
+"""HTTP calls: one endpoint per path, with the caller, the body's limits and the errors that all share."""
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as StarletteRequest
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from gateway.auth import Request, unauthenticated
+from gateway.errors import GatewayError
+from gateway.jsontext import parse
+from gateway.log import Log, LogUnavailableError
+from gateway.node import Node
+from gateway.principal import OPEN, Principal, caller_key
+
+logger = logging.getLogger(__name__)
+
+PROBLEM = "application/problem+json"
+JSON = "application/json"
+
+
+class JsonResponse(Response):
+    media_type = JSON
+
+    def render(self, content: Any) -> bytes:
+        return orjson.dumps(content)
+
+
+def problem_response(error: GatewayError, root_path: str = "") -> Response:
+    body = orjson.dumps(error.problem(f"{root_path}/docs"))
+    return Response(body, error.status, error.headers, media_type=PROBLEM)
+
+
+def unavailable(reason: str) -> GatewayError:
+    return GatewayError("unavailable", reason, headers={"Retry-After": "1"})
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One HTTP request, its caller known. Its body is read at most once."""
+
+    node: Node
+    request: StarletteRequest
+    principal: Principal
+
+    @property
+    def log(self) -> Log:
+        return self.node.log
+
+    def param(self, name: str) -> str:
+        return str(self.request.path_params[name])
+
+    @property
+    def media_type(self) -> str:
+        """The content type without parameters, lower case. Raises `unsupported_media_type` unless UTF-8."""
+        kind, _, parameters = self.request.headers.get("content-type", "").partition(";")
+        for each in parameters.split(";"):
+            name, _, value = each.strip().partition("=")
+            if name.lower() == "charset" and value.strip('"').lower() not in ("utf-8", "utf8", "us-ascii"):
+                raise GatewayError("unsupported_media_type", "the charset must be utf-8")
+        return kind.strip().lower()
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it comes. Raises `request_timeout` when no next byte comes in time, ClientDisconnect
+        when the caller is gone, `unsupported_media_type` for a compressed body."""
+        if self.request.headers.get("content-encoding", "identity").lower() != "identity":
+            raise GatewayError("unsupported_media_type", "the body must not be compressed")
+        stream = self.request.stream()
+        while True:
+            try:
+                async with asyncio.timeout(self.node.settings.request_timeout):
+                    chunk = await anext(stream, None)
+            except TimeoutError:
+                raise GatewayError(
+                    "request_timeout", "the body came too slowly", headers={"Connection": "close"}
+                ) from None
+            if chunk is None:
+                return
+            if chunk:
+                yield chunk
+
+    async def body(self, limit: int | None = None) -> bytes:
+        """The whole body. Raises as `chunks`, and `too_large` beyond `limit` bytes (a batch's, if None)."""
+        limit = limit or self.node.settings.max_batch_bytes
+        parts, size = [], 0
+        async for chunk in self.chunks():
+            parts.append(chunk)
+            size += len(chunk)
+            if size > limit:
+                raise GatewayError(
+                    "too_large", f"the body may have {limit} bytes", headers={"Connection": "close"}
+                )
+        return b"".join(parts)
+
+    async def json(self) -> dict[str, Any]:
+        """The body as a JSON object. Raises as `body` and `parse`, `unsupported_media_type`, `invalid_request`."""
+        if self.media_type != JSON:
+            raise GatewayError("unsupported_media_type", f"the content type must be {JSON}")
+        value = parse(await self.body(self.node.settings.max_event_bytes))
+        if type(value) is not dict:
+            raise GatewayError("invalid_request", "the body must be a JSON object")
+        return value
+
+
+Handler = Callable[[Call], Awaitable[Response]]
+
+
+async def identify(node: Node, scope: Scope) -> Principal | None:
+    """Who sends this request, HTTP or WebSocket; None where no credentials came. Raises as `authenticate`."""
+    if not node.settings.has_keys:
+        return OPEN
+    return await node.authenticator.authenticate(
+        Request(
+            scope["headers"],
+            scope["path"],
+            scope["query_string"].decode("latin-1"),
+            scope.get("method", "GET"),
+            scope.get("subprotocols", ()),
+            scope["state"]["origin_allowed"],
+        )
+    )
+
+
+class Endpoint:
+    """A path: its handlers by method. An ASGI application.
+
+    `public` needs no caller. A GET handler answers HEAD as well.
+    """
+
+    def __init__(self, node: Node, handlers: Mapping[str, Handler], *, public: bool = False) -> None:
+        self._node = node
+        self._handlers = dict(handlers)
+        self._public = public
+        if "GET" in handlers:
+            self._handlers.setdefault("HEAD", handlers["GET"])
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            response = await self._answer(StarletteRequest(scope, receive))
+        except ClientDisconnect:
+            return
+        await response(scope, receive, send)
+
+    async def _answer(self, request: StarletteRequest) -> Response:
+        root_path = self._node.settings.root_path
+        try:
+            return await self._handle(request)
+        except GatewayError as error:
+            return problem_response(error, root_path)
+        except LogUnavailableError as error:
+            return problem_response(unavailable(str(error)), root_path)
+        except ClientDisconnect:
+            raise
+        except Exception:
+            logger.exception("%s %s failed", request.method, request.url.path)
+            return problem_response(
+                GatewayError("internal", "the gateway failed; its log says why"), root_path
+            )
+
+    async def _handle(self, request: StarletteRequest) -> Response:
+        handler = self._handlers.get(request.method)
+        if handler is None:
+            allow = ", ".join(sorted(self._handlers))
+            raise GatewayError(
+                "method_not_allowed", f"{request.method} is not allowed here", headers={"Allow": allow}
+            )
+        principal = OPEN if self._public else await identify(self._node, request.scope)
+        if principal is None:
+            raise unauthenticated()
+        return await handler(Call(self._node, request, principal))
+
+
+def limit_rate(call: Call) -> None:
+    """Raises `rate_limited` where the caller publishes too often."""
+    rates = call.node.publish_rates
+    if rates is None or call.principal.open:
+        return
+    wait = rates.take(caller_key(call.principal))
+    if wait:
+        raise GatewayError(
+            "rate_limited", "this token publishes too often", headers={"Retry-After": str(math.ceil(wait))}
+        )

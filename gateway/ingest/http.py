@@ -1,0 +1,249 @@
+"""`POST /events`: one event, a batch, CloudEvents binary mode, or a stream of lines."""
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+from urllib.parse import unquote
+
+import orjson
+from starlette.responses import Response
+
+from gateway.errors import GatewayError
+from gateway.event import Event, make_event
+from gateway.http import Call, limit_rate
+from gateway.idempotency import Perform, Slip, idempotent, respond
+from gateway.jsontext import parse
+from gateway.log import Appended, LogUnavailableError, Reply
+
+INGEST = "http"
+_EVENT_TYPES = ("application/json", "application/cloudevents+json")
+_BATCH_TYPE = "application/cloudevents-batch+json"
+NDJSON = "application/x-ndjson"
+_GROUP = 500  # lines appended at once
+_LISTED_IDS = 1000  # ids told of a stream: its answer is bounded too
+
+
+async def publish(call: Call) -> Response:
+    """The handler of the path."""
+    limit_rate(call)
+    if call.media_type == NDJSON and "idempotency-key" not in call.request.headers:
+        return await _publish_lines(call)
+    return await _publish_whole(call)
+
+
+async def _prepare(call: Call, body: bytes) -> Perform:
+    try:
+        events = _events(call, body)
+    except GatewayError:
+        call.node.intake.count_invalid(INGEST)
+        raise
+    call.node.intake.authorize(INGEST, events, call.principal)
+
+    async def perform(slip: Slip) -> Reply:
+        reply = _reply([event.id for event in events])
+        appended = await call.node.intake.append(
+            INGEST, events, remember=slip.remember(replace(reply, appended=Appended(0, 0, 0)))
+        )
+        return replace(reply, appended=appended)
+
+    return perform
+
+
+_publish_whole = idempotent(_prepare)
+
+
+def _reply(ids: list[str]) -> Reply:
+    body = orjson.dumps({"ids": ids} if len(ids) <= _LISTED_IDS else {})
+    return Reply(202, {"Content-Type": "application/json"}, body)
+
+
+def _events(call: Call, body: bytes) -> list[Event]:
+    intake, media_type = call.node.intake, call.media_type
+    headers = call.request.headers
+    if media_type == NDJSON:
+        return _parse_lines(call, body)
+    if media_type == _BATCH_TYPE:
+        return intake.events(_array(parse(body)))
+    if media_type == "application/cloudevents+json" or (
+        media_type == "application/json" and "ce-type" not in headers and "ce-specversion" not in headers
+    ):
+        if media_type == "application/json" and body.lstrip()[:1] == b"[":
+            return intake.events(_array(parse(body)))
+        return [intake.event(body)]
+    if any(name.startswith("ce-") for name in headers):
+        return [_binary_event(call, media_type, body)]
+    accepted = ", ".join((*_EVENT_TYPES, _BATCH_TYPE, NDJSON))
+    raise GatewayError(
+        "unsupported_media_type", f"the content type must be one of {accepted}, or ce- headers"
+    )
+
+
+def _array(value: Any) -> list[Any]:
+    if type(value) is not list:
+        raise GatewayError("invalid_event", "a batch is a JSON array of events")
+    return value
+
+
+def _binary_event(call: Call, media_type: str, body: bytes) -> Event:
+    """CloudEvents HTTP binding 1.0.2, section 3.1: attributes in headers, percent-encoded, data as the body."""
+    value: dict[str, Any] = {}
+    for name, text in call.request.headers.items():
+        if name.startswith("ce-"):
+            if name[3:] in value:
+                raise GatewayError("invalid_event", f"the header {name} was sent twice")
+            value[name[3:]] = _decode_header(name, text)
+    if "data" in value or "data_base64" in value or "datacontenttype" in value:
+        raise GatewayError("invalid_event", "data and its type are the body and Content-Type, no ce- headers")
+    if media_type and media_type != "application/json":
+        value["datacontenttype"] = call.request.headers["content-type"]
+    if body:
+        value.update(_binary_data(media_type, body))
+    return make_event(value, call.node.intake.defaults, max_bytes=call.node.intake.sizes.event_bytes)
+
+
+def _decode_header(name: str, text: str) -> str:
+    try:
+        return unquote(text.encode("latin-1").decode(), errors="strict")
+    except UnicodeDecodeError:
+        raise GatewayError("invalid_event", f"the header {name} is not percent-encoded UTF-8") from None
+
+
+def _binary_data(media_type: str, body: bytes) -> dict[str, Any]:
+    if not media_type or media_type == "application/json" or media_type.endswith("+json"):
+        return {"data": parse(body)}
+    if media_type.startswith("text/"):
+        try:
+            return {"data": body.decode()}
+        except UnicodeDecodeError:
+            raise GatewayError("invalid_event", "the body is not UTF-8") from None
+    return {"data_base64": base64.b64encode(body).decode()}
+
+
+# Lines
+
+
+class _Lines:
+    """A stream of lines on its way into the log: parses a group while the one before is being written."""
+
+    def __init__(self, call: Call) -> None:
+        self.number = 0  # of the last line read, from 1
+        self.ids: list[str] = []
+        self._call = call
+        self._group: list[Event] = []
+        self._writing: asyncio.Future[Appended] | None = None
+        self._done = Appended(0, 0, 0)
+
+    async def take(self, line: bytes) -> None:
+        self.number += 1
+        event = _parse_line(self._call, line, self.number)
+        if event is not None:
+            self._group.append(event)
+            if len(self.ids) <= _LISTED_IDS:
+                self.ids.append(event.id)
+            if len(self._group) >= _GROUP:
+                await self.flush()
+
+    async def flush(self) -> None:
+        """Hands the group to the log, after the one before is in it."""
+        await self._written()
+        if self._group:
+            group, self._group = self._group, []
+            self._writing = asyncio.ensure_future(self._call.node.intake.append(INGEST, group))
+
+    async def finish(self) -> Appended:
+        """Everything taken is durable. `offset` is the highest place, or the head where nothing came."""
+        await self.flush()
+        await self._written()
+        return self._done if self._done.offset else replace(self._done, offset=self._call.node.hub.position)
+
+    async def _written(self) -> None:
+        if self._writing is None:
+            return
+        writing, self._writing = self._writing, None
+        more, done = await writing, self._done
+        self._done = Appended(
+            done.accepted + more.accepted, done.duplicates + more.duplicates, max(done.offset, more.offset)
+        )
+
+
+async def _publish_lines(call: Call) -> Response:
+    lines = _Lines(call)
+    try:
+        async for line in _split_lines(call):
+            await lines.take(line)
+    except GatewayError as error:
+        raise await _with_progress(call, lines, error) from None
+    return respond(call.node, replace(_reply(lines.ids), appended=await lines.finish()))
+
+
+async def _with_progress(call: Call, lines: _Lines, error: GatewayError) -> GatewayError:
+    """The error with the line it is about and what was accepted before it."""
+    try:
+        appended = await lines.finish()
+    except LogUnavailableError:
+        return error
+    members = {
+        "line": error.members.get("line", lines.number + 1),
+        "accepted": appended.accepted,
+        "duplicates": appended.duplicates,
+        "cursor": call.node.cursors.encode(call.log.epoch, appended.offset),
+    }
+    return GatewayError(
+        error.code,
+        error.detail,
+        errors=error.errors,
+        members=members,
+        headers=error.headers,
+        status=error.status,
+    )
+
+
+async def _split_lines(call: Call) -> AsyncIterator[bytes]:
+    limit = call.node.intake.sizes.event_bytes
+    rest = b""
+    async for chunk in call.chunks():
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line
+        if len(rest) > limit + 1:  # a carriage return may follow
+            break
+    if rest:
+        yield rest
+
+
+def _parse_line(call: Call, line: bytes, number: int) -> Event | None:
+    """The event of a line, None for a blank one. Raises GatewayError with the line's number."""
+    line = line.strip(b" \t\r")
+    if not line:
+        return None
+    intake = call.node.intake
+    if len(line) > intake.sizes.event_bytes:
+        intake.count_invalid(INGEST)
+        raise GatewayError(
+            "too_large",
+            f"line {number}: more than {intake.sizes.event_bytes} bytes",
+            members={"line": number},
+        )
+    try:
+        event = make_event(parse(line, what="the line"), intake.defaults, max_bytes=intake.sizes.event_bytes)
+    except GatewayError as error:
+        intake.count_invalid(INGEST)
+        raise _at_line(error, number) from None
+    if not call.principal.open:
+        try:
+            intake.authorize(INGEST, [event], call.principal)
+        except GatewayError as error:
+            raise _at_line(error, number) from None
+    return event
+
+
+def _at_line(error: GatewayError, number: int) -> GatewayError:
+    code = "invalid_event" if error.code == "bad_json" else error.code
+    return GatewayError(code, f"line {number}: {error.detail}", errors=error.errors, members={"line": number})
+
+
+def _parse_lines(call: Call, body: bytes) -> list[Event]:
+    lines = (_parse_line(call, line, number) for number, line in enumerate(body.split(b"\n"), 1))
+    return [event for event in lines if event is not None]

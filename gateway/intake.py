@@ -1,0 +1,78 @@
+"""Intake: the one door. Whatever the ingest, the same parse, checks, deduplication and errors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gateway.errors import GatewayError, Problem
+from gateway.event import Defaults, Event, make_event
+from gateway.jsontext import parse
+from gateway.log import Appended, Expect, Log, Remember
+from gateway.metrics import Metrics
+from gateway.principal import Principal
+
+_MAX_PROBLEMS = 100  # faults told of one batch
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Limits of what comes in: bytes of an event, events and bytes of a batch."""
+
+    event_bytes: int = 65536
+    batch_events: int = 1000
+    batch_bytes: int = 8 << 20
+
+
+class Intake:
+    """Makes events of bytes and appends them. `ingest` is the way in, as metrics call it."""
+
+    def __init__(self, log: Log, metrics: Metrics, sizes: Sizes, defaults: Defaults | None = None) -> None:
+        self.sizes = sizes
+        self.defaults = defaults or Defaults()
+        self._log = log
+        self._metrics = metrics
+
+    def event(self, data: bytes) -> Event:
+        """One event. Raises GatewayError `bad_json`, `invalid_event` or `too_large`."""
+        return make_event(parse(data), self.defaults, max_bytes=self.sizes.event_bytes)
+
+    def events(self, values: Sequence[object]) -> list[Event]:
+        """A batch of parsed events; the errors of all that are wrong name their places."""
+        if len(values) > self.sizes.batch_events:
+            raise GatewayError("too_large", f"a batch may have {self.sizes.batch_events} events")
+        events: list[Event] = []
+        problems: list[Problem] = []
+        worst: GatewayError | None = None
+        for index, value in enumerate(values):
+            try:
+                events.append(make_event(value, self.defaults, max_bytes=self.sizes.event_bytes, at=(index,)))
+            except GatewayError as error:
+                worst = worst or error
+                problems += error.errors
+        if worst is not None:
+            raise GatewayError(worst.code, worst.detail, errors=problems[:_MAX_PROBLEMS])
+        return events
+
+    def authorize(self, ingest: str, events: Sequence[Event], principal: Principal) -> None:
+        """Raises GatewayError `forbidden` unless all of the events' types may be published."""
+        for event in events:
+            if not principal.may_publish(event.type):
+                self._metrics.ingested.labels(ingest, "unauthorized").inc(len(events))
+                principal.require_publish(event.type)
+
+    def count_invalid(self, ingest: str) -> None:
+        self._metrics.ingested.labels(ingest, "invalid").inc()
+
+    async def append(
+        self,
+        ingest: str,
+        events: Sequence[Event],
+        *,
+        expect: Expect | None = None,
+        remember: Remember | None = None,
+    ) -> Appended:
+        """Durable when it returns. Raises as `Log.append`."""
+        appended = await self._log.append(events, expect=expect, remember=remember)
+        self._metrics.ingested.labels(ingest, "accepted").inc(appended.accepted)
+        if appended.duplicates:
+            self._metrics.ingested.labels(ingest, "duplicate").inc(appended.duplicates)
+        return appended

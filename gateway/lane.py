@@ -1,0 +1,212 @@
+"""Lanes and their flush: one write of shared bytes per client, joined when flushes follow each other.
+
+A lane is the live clients of one channel on one wire. They are by definition at the same place in the
+log, so what leaves is the same bytes for all of them. No task, queue or await per client and event.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Hashable
+from typing import Protocol
+
+from gateway.wire import Wire
+
+logger = logging.getLogger(__name__)
+
+Write = Callable[[bytes], None]
+
+# Writes between two turns of the loop: a send costs 6-7 microseconds of kernel, so a slice is some 6 ms,
+# after which publishing, pings and probes have their turn.
+SLICE = 1000
+
+
+class Sink(Hashable, Protocol):
+    """A live client's place on a lane."""
+
+    def broken(self, error: Exception) -> None:
+        """The write to this client raised; nothing more will be written to it."""
+
+
+class Lane:
+    """The live clients of one channel on one wire, and what they have not been sent yet."""
+
+    __slots__ = (
+        "_before",
+        "_data",
+        "_first",
+        "_flusher",
+        "_parts",
+        "_remaining",
+        "_times",
+        "last",
+        "sinks",
+        "wire",
+    )
+
+    def __init__(self, wire: Wire, flusher: "Flusher") -> None:
+        self.wire = wire
+        self.sinks: dict[Sink, Write] = {}
+        self.last = 0  # the offset of the newest message that was pushed
+        self._flusher = flusher
+        self._parts: list[bytes] = []
+        self._times: list[int] = []  # when each part's event was accepted, microseconds
+        self._first = 0  # the offset of the first part
+        # A flush in slices: who has not been written to yet, what, and the place before it.
+        self._remaining: dict[Sink, Write] = {}
+        self._data = b""
+        self._before = 0
+
+    def push(self, offset: int, accepted: int, part: bytes) -> None:
+        """Adds a message for all who are live now; it leaves with the next flush."""
+        if not self.sinks:
+            return
+        if not self._parts:
+            self._first = offset
+            self._flusher.add(self)
+        self.last = offset
+        self._parts.append(part)
+        self._times.append(accepted)
+
+    @property
+    def position(self) -> int:
+        """The place of a client that joins now: everything up to it has left or concerns nobody here."""
+        return self._first - 1 if self._parts else self._flusher.position
+
+    def position_of(self, sink: Sink) -> int:
+        """The place of a client of this lane: everything up to it has been written to its socket."""
+        return self._before if sink in self._remaining else self.position
+
+    def join(self, sink: Sink, write: Write) -> None:
+        """From now on the client gets what comes after `position`."""
+        self.sinks[sink] = write
+
+    def leave(self, sink: Sink) -> int:
+        """Takes the client off and returns its place."""
+        position = self.position_of(sink)
+        del self.sinks[sink]
+        self._remaining.pop(sink, None)
+        if not self.sinks:
+            self._parts.clear()
+            self._times.clear()
+        return position
+
+    def flush(self, budget: int) -> int:
+        """Writes to at most about `budget` clients; returns to how many. Done when not `unfinished`."""
+        if self._remaining:
+            return self._write_slice(budget)
+        if not self._parts:
+            return 0
+        data = self._take()
+        if len(self.sinks) > budget:
+            self._data = data
+            self._remaining = dict(self.sinks)
+            return self._write_slice(budget)
+        for sink, write in list(self.sinks.items()):  # a write may take its client off the lane
+            try:
+                write(data)
+            except Exception as error:  # noqa: BLE001 - one bad peer never stops the others
+                sink.broken(error)
+        return len(self.sinks) or 1
+
+    def flush_now(self) -> None:
+        """Writes everything at once, for a client that wants to join beyond what waits."""
+        while self._remaining or self._parts:
+            self.flush(SLICE)
+
+    @property
+    def unfinished(self) -> bool:
+        return bool(self._remaining)
+
+    def _take(self) -> bytes:
+        data = self.wire.join(self._parts)
+        self._flusher.observe(self.wire.transport, self._times, len(self.sinks))
+        self._before = self._first - 1
+        self._parts = []
+        self._times = []
+        return data
+
+    def _write_slice(self, budget: int) -> int:
+        data, remaining = self._data, self._remaining
+        written = 0
+        while remaining and written < budget:
+            sink, write = remaining.popitem()
+            written += 1
+            try:
+                write(data)
+            except Exception as error:  # noqa: BLE001 - one bad peer never stops the others
+                sink.broken(error)
+        if not remaining:
+            self._data = b""
+        return written
+
+
+class Schedule(Protocol):
+    """The part of an event loop that the flusher needs; `asyncio.AbstractEventLoop` is one."""
+
+    def call_soon(self, callback: Callable[[], object], /) -> object: ...
+
+    def call_later(self, delay: float, callback: Callable[[], object], /) -> object: ...
+
+
+# Called for each joined write: transport, when its events were accepted (microseconds), to how many clients.
+Observe = Callable[[str, list[int], int], None]
+
+
+class Flusher:
+    """Decides when lanes write: at once after a pause, else `interval` seconds after the last flush's end.
+
+    `interval` 0 is the end of the loop's turn. `position` is the offset up to which the hub has come.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        interval: float,
+        *,
+        observe: Observe = lambda _transport, _times, _clients: None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.position = 0
+        self.observe = observe
+        self._schedule = schedule
+        self._interval = interval
+        self._now = now
+        self._dirty: list[Lane] = []
+        self._turn: list[Lane] = []  # the lanes of the flush that is under way
+        self._scheduled = False
+        self._ended = float("-inf")
+
+    def add(self, lane: Lane) -> None:
+        self._dirty.append(lane)
+
+    def kick(self) -> None:
+        """Sees to it that what waits leaves in time. Called after each publish."""
+        if self._scheduled or not self._dirty:
+            return
+        if self._interval == 0:
+            self._scheduled = True
+            self._schedule.call_soon(self._run)
+            return
+        wait = self._ended + self._interval - self._now()
+        if wait <= 0:
+            self._run()
+        else:
+            self._scheduled = True
+            self._schedule.call_later(wait, self._run)
+
+    def _run(self) -> None:
+        self._scheduled = False
+        if not self._turn:
+            self._turn, self._dirty = self._dirty, []
+        budget = SLICE
+        while self._turn:
+            lane = self._turn[-1]
+            budget -= lane.flush(budget)
+            if not lane.unfinished:
+                self._turn.pop()
+            if budget <= 0 and self._turn:
+                self._scheduled = True
+                self._schedule.call_soon(self._run)
+                return
+        self._ended = self._now()
+        self.kick()

@@ -1,0 +1,36 @@
+"""Node: the parts of one running gateway, as its ways in and ways out need them. No behaviour of its own."""
+
+from dataclasses import dataclass
+
+from gateway.auth import Authenticator, Revocations
+from gateway.connection import Streams
+from gateway.connections import Connections, Heartbeat
+from gateway.cursor import Cursors
+from gateway.hub import Hub
+from gateway.intake import Intake
+from gateway.limits import Rates
+from gateway.log import Log
+from gateway.metrics import Metrics
+from gateway.origins import Origins
+from gateway.settings import Settings
+from gateway.tickets import Tickets
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    settings: Settings
+    metrics: Metrics
+    log: Log
+    hub: Hub
+    cursors: Cursors
+    streams: Streams
+    connections: Connections
+    websocket_beat: Heartbeat
+    sse_beat: Heartbeat
+    intake: Intake
+    origins: Origins
+    revocations: Revocations
+    tickets: Tickets
+    authenticator: Authenticator
+    publish_rates: Rates | None
+    idempotent_keys: set[str]  # of requests that are running now

@@ -1,0 +1,81 @@
+"""What operators and browsers ask of a node: probes, metrics, the board and its files."""
+
+import mimetypes
+from pathlib import Path
+
+from starlette.responses import FileResponse, Response
+
+from gateway.errors import GatewayError
+from gateway.http import Call, JsonResponse
+from gateway.log import LogUnavailableError
+
+CSP = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "font-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+_PAGE_HEADERS = {
+    "Content-Security-Policy": CSP,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+
+
+def static_directory() -> Path:
+    """The pages' files: beside the package in a checkout, within it in an installed wheel."""
+    packaged = Path(__file__).parent / "static"
+    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "static"
+
+
+async def livez(_call: Call) -> Response:
+    return JsonResponse({"status": "ok"})
+
+
+async def readyz(call: Call) -> Response:
+    """200 or 503, with each check and its reason."""
+    node = call.node
+    store = await _check_store(call)
+    draining = node.connections.draining
+    checks: dict[str, dict[str, bool | str | None]] = {
+        "store": {"ok": store is None, "reason": store},
+        "ingests": {"ok": True, "reason": None},
+        "draining": {"ok": not draining, "reason": "the gateway is about to stop" if draining else None},
+    }
+    ready = all(check["ok"] for check in checks.values())
+    return JsonResponse(
+        {"status": "ready" if ready else "not ready", "checks": checks}, 200 if ready else 503
+    )
+
+
+async def _check_store(call: Call) -> str | None:
+    try:
+        reason = await call.log.check()
+    except LogUnavailableError as error:
+        reason = str(error)
+    call.node.metrics.store_up.set(reason is None)
+    return reason
+
+
+async def metrics(call: Call) -> Response:
+    node = call.node
+    if not node.settings.ops_port:
+        call.principal.require_admin()
+    await _check_store(call)
+    node.metrics.channels.set(len(node.hub.channels))
+    node.metrics.log_lag.set(max(0, call.log.head - node.hub.position))
+    return Response(node.metrics.render(), media_type="text/plain; version=0.0.4")
+
+
+async def board(_call: Call) -> Response:
+    return FileResponse(static_directory() / "index.html", headers=_PAGE_HEADERS)
+
+
+async def static(call: Call) -> Response:
+    """A file of the pages, by its plain name."""
+    name = call.param("name")
+    path = static_directory() / name
+    if "/" in name or "\\" in name or name.startswith(".") or not path.is_file():
+        raise GatewayError("not_found", f"there is no file {name}")
+    media_type = "text/javascript" if name.endswith(".js") else mimetypes.guess_type(name)[0]
+    return FileResponse(path, headers=_PAGE_HEADERS, media_type=media_type)

@@ -1,0 +1,195 @@
+"""Reader: one channel's messages from a place in the log on, page by page.
+
+Every way of being behind is this one: new subscriptions with `since`, reconnects, snapshots, slow clients,
+long polls. A reader holds a cursor and a page at most, never a queue.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from gateway.hub import Channel, Hub
+from gateway.log import Entry, Log, Lookup
+from gateway.since import Lost, Start
+
+PAGE = 500  # entries read from the log at once
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """One message: an event, or that its subject has left the filter. `snapshot` as in `Start`."""
+
+    entry: Entry
+    left: bool = False
+    snapshot: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one read found: a gap, or messages in order. Both may be empty: then only the place moved."""
+
+    told: Sequence[Told] = ()
+    lost: Lost | None = None
+
+
+@dataclass(slots=True)
+class Reader:
+    """A place in the log, and how to go on from it. `offset` and `snapshot` are the place."""
+
+    log: Log
+    hub: Hub
+    channel: Channel
+    offset: int
+    snapshot: int | None = None
+    _lost: Lost | None = None
+    _floating: bool = False
+    _index: frozenset[str] = frozenset()
+    _reason: str = "slow"
+    _newest: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def begin(cls, log: Log, hub: Hub, channel: Channel, start: Start, index: frozenset[str]) -> "Reader":
+        """A reader for a new subscription. `index` are the paths by which latest events are found."""
+        return cls(
+            log, hub, channel, start.offset, start.snapshot, start.lost, start.floating, index, "evicted"
+        )
+
+    def can_finish(self, upto: int) -> bool:
+        """Whether the way to `upto` is short and in memory, so that `finish` may walk it in this turn."""
+        if self._lost is not None or self.snapshot is not None:
+            return False
+        return upto <= self.offset or (self.hub.tail.covers(self.offset) and upto - self.offset <= PAGE)
+
+    def finish(self, upto: int) -> Sequence[Told]:
+        """The rest up to `upto`, from memory, in this turn. Only where `can_finish` says so."""
+        if upto <= self.offset:
+            return ()
+        entries = self.hub.tail.between(self.offset, upto)
+        self.offset = upto
+        return self._newest_of(self._messages(entries, {}))
+
+    async def read(self, upto: int, limit: int = PAGE) -> Batch:
+        """The next page, no further than `upto` (None of it is told twice, whenever this is cancelled)."""
+        if self._lost is not None:
+            lost, self._lost = self._lost, None
+            return Batch(lost=lost)
+        if self.snapshot is not None:
+            return await self._read_snapshot(self.snapshot, limit)
+        return await self._read_log(upto, limit)
+
+    async def _read_snapshot(self, start: int, limit: int) -> Batch:
+        if self.log.first <= start + 1:
+            self._reason = "slow"  # what is evicted from here on was there when this connection came
+        entries = await self.log.latest(self._lookup(), after=self.offset, upto=start, limit=limit)
+        if len(entries) < limit:
+            self.offset, self.snapshot = start, None
+        else:
+            self.offset = entries[-1].offset
+        return Batch([Told(entry, snapshot=start) for entry in entries if self.channel.matches(entry.body)])
+
+    def _lookup(self) -> Lookup | None:
+        """The narrowest of the filter's equality terms that the log has an index for."""
+        lookups = self.channel.filter.lookups() if self.channel.filter else ()
+        usable = [each for each in lookups if each[0] in self._index]
+        return min(usable, key=lambda each: (each[0] == "type", len(each[1])), default=None)
+
+    async def _read_log(self, upto: int, limit: int) -> Batch:
+        if self.hub.tail.covers(self.offset):
+            entries = self.hub.tail.between(self.offset, min(upto, self.offset + limit))
+        else:
+            page = await self.log.read(self.offset, limit)
+            if page.first > self.offset + 1:
+                lost = self._evicted(page.first - 1)
+                if lost:
+                    return Batch(lost=lost)
+            entries = [entry for entry in page.entries if entry.offset <= upto]
+        self._floating, self._reason = False, "slow"
+        if not entries:
+            return Batch()
+        told = self._messages(entries, await self._predecessors(entries))
+        if self.channel.latest:
+            told = await self._conflate(self._newest_of(told), entries[-1].offset)
+        self.offset = entries[-1].offset
+        return Batch(told)
+
+    def _evicted(self, to: int) -> Lost | None:
+        """Moves past what the log no longer has; the gap to announce, unless nothing was promised there."""
+        lost_from, self.offset = self.offset, to
+        if self._floating:
+            self._floating = False
+            return None
+        return Lost(self._cursor(lost_from), to, "slow" if self._reason == "slow" else "evicted")
+
+    def _cursor(self, offset: int) -> str:
+        return self.hub.cursor_of(offset)
+
+    # Which entries are messages
+
+    def _messages(self, entries: Sequence[Entry], predecessors: dict[int, Entry]) -> list[Told]:
+        told = []
+        for entry in entries:
+            if self.channel.matches(entry.body):
+                told.append(Told(entry))
+            elif self.channel.leave and self._left(entry, predecessors.get(entry.prev)):
+                told.append(Told(entry, left=True))
+        return told
+
+    def _left(self, entry: Entry, predecessor: Entry | None) -> bool:
+        body = predecessor.body if predecessor else entry.previous_body
+        return body is not None and self.channel.matches(body)
+
+    async def _predecessors(self, entries: Sequence[Entry]) -> dict[int, Entry]:
+        """The events before these of the same subjects, as far as the log has them and a `leave` needs them."""
+        if not self.channel.leave:
+            return {}
+        here = {entry.offset: entry for entry in entries}
+        wanted = {entry.prev for entry in entries if entry.prev and not self.channel.matches(entry.body)}
+        found = {offset: here[offset] for offset in wanted if offset in here}
+        return found | await self._get(wanted - found.keys())
+
+    async def _get(self, offsets: set[int]) -> dict[int, Entry]:
+        cached = {offset: entry for offset in offsets if (entry := self.hub.tail.get(offset))}
+        missing = offsets - cached.keys()
+        return cached | await self.log.get(sorted(missing)) if missing else cached
+
+    # Conflation: of each subject only the newest message
+
+    @staticmethod
+    def _keep_newest(told: Sequence[Told]) -> list[Told]:
+        seen: set[str] = set()
+        kept = []
+        for each in reversed(told):
+            subject = each.entry.subject
+            if subject is None or subject not in seen:
+                kept.append(each)
+            if subject is not None:
+                seen.add(subject)
+        kept.reverse()
+        return kept
+
+    def _newest_of(self, told: list[Told]) -> list[Told]:
+        return self._keep_newest(told) if self.channel.latest else told
+
+    async def _conflate(self, told: list[Told], end: int) -> list[Told]:
+        """Drops what a message after `end` supersedes. Bounded memory: it walks each subject's chain of events
+        back from its latest one instead of remembering the subjects of all that lies ahead."""
+        subjects = {each.entry.subject for each in told} - {None} - self._newest.keys()
+        await self._find_newest({subject for subject in subjects if subject is not None}, end)
+        return [each for each in told if self._newest.get(each.entry.subject or "", 0) <= end]
+
+    async def _find_newest(self, subjects: set[str], end: int) -> None:
+        if len(self._newest) > 100_000:
+            self._newest.clear()
+        ahead = await self.log.latest_offsets(sorted(subjects)) if subjects else {}
+        while ahead := {subject: offset for subject, offset in ahead.items() if offset > end}:
+            entries = await self._get(set(ahead.values()))
+            told = self._messages(list(entries.values()), await self._predecessors(list(entries.values())))
+            messages = {each.entry.offset for each in told}
+            step = {}
+            for subject, offset in ahead.items():
+                if offset in messages:
+                    self._newest[subject] = offset
+                elif offset in entries:
+                    step[subject] = entries[offset].prev
+            ahead = step
+        for subject in subjects:
+            self._newest.setdefault(subject, 0)

@@ -1,0 +1,136 @@
+"""The server: uvicorn with our protocols, our own listening sockets, signals, and a drain before shutdown."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+from types import FrameType
+
+import uvicorn
+import uvloop
+
+from gateway import __version__
+from gateway.app import Gateway
+from gateway.logs import redact
+from gateway.node import Node
+from gateway.protocols import Config, Timeouts
+from gateway.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+BACKLOG = 4096
+SHUTDOWN_SECONDS = 8  # for requests that are still running when the drain is over
+KEEP_ALIVE_SECONDS = 15
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which drains first: uvicorn itself closes all clients in one instant.
+
+    SIGTERM and SIGINT drain, a second one stops at once; either way the exit is in order.
+    """
+
+    def __init__(self, config: Config, node: Node) -> None:
+        super().__init__(config)
+        self._node = node
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        drain = asyncio.ensure_future(self._drain())
+        while not drain.done() and not self.force_exit:
+            await asyncio.wait((drain,), timeout=0.1)
+        drain.cancel()
+        await super().shutdown(sockets)
+
+    async def _drain(self) -> None:
+        connections = self._node.connections
+        seconds = self._node.settings.drain_seconds
+        if len(connections):
+            logger.info(
+                "draining %d streams over %g s; a second signal stops at once", len(connections), seconds
+            )
+        await connections.drain(seconds)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, without raising the signals again afterwards: a drained exit is a success."""
+        handled = (signal.SIGINT, signal.SIGTERM)
+        before = {each: signal.signal(each, self.handle_exit) for each in handled}
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
+        if self.should_exit:
+            self.force_exit = True
+        self.should_exit = True
+
+
+def make_config(gateway: Gateway, settings: Settings) -> Config:
+    peer = settings.peer_timeout
+    return Config(
+        gateway,
+        timeouts=Timeouts(head=settings.request_timeout, peer=peer * 2 / 3),
+        loop="uvloop",
+        lifespan="off",  # the log is open before the server starts, so that a failure has its own exit code
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # the application's own middleware also believes X-Forwarded-Host
+        ws_max_size=settings.max_event_bytes,
+        ws_ping_interval=peer / 3,
+        ws_ping_timeout=peer / 3,
+        ws_per_message_deflate=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        backlog=BACKLOG,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket of this process's own. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    address = socket.getaddrinfo(host, port, family if host != "localhost" else 0, socket.SOCK_STREAM)[0]
+    sock = socket.socket(address[0], socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(address[4])
+    sock.listen(BACKLOG)
+    sock.setblocking(False)
+    return sock
+
+
+def url_of(sock: socket.socket, settings: Settings) -> str:
+    host, port = sock.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    return f"{'https' if settings.tls_cert else 'http'}://{shown}:{port}{settings.root_path}/"
+
+
+def run(settings: Settings) -> int:
+    """Serves until a signal; returns the exit code.
+
+    Raises LogCorruptError, LogUnavailableError or OSError where it cannot start.
+    """
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> int:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(listen(settings.host, settings.port))]
+        if settings.ops_port:
+            sockets.append(stack.enter_context(listen(settings.host, settings.ops_port)))
+        gateway = Gateway(settings)
+        async with gateway.running() as node:
+            logger.info(
+                "order-gateway %s serves %s from %s; Ctrl-C stops it",
+                __version__,
+                url_of(sockets[0], settings),
+                redact(settings.store),
+            )
+            await Server(make_config(gateway, settings), node).serve(sockets)
+            logger.info("stopped")
+    return 0

@@ -1,0 +1,123 @@
+"""`GET /events` as Server-Sent Events: one subscription per stream."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from gateway.connection import Connection, Socket
+from gateway.connections import retry_ms
+from gateway.errors import GatewayError
+from gateway.http import Call
+from gateway.hub import Channel
+from gateway.log import LogUnavailableError
+from gateway.node import Node
+from gateway.protocols import EXTENSION
+from gateway.since import Since, Start
+from gateway.transports.portable import PortableSocket
+from gateway.transports.query import Query
+from gateway.wire import Blocks, Chunks
+
+_CHUNKS, _BLOCKS = Chunks(), Blocks()
+MEDIA_TYPE = "text/event-stream"
+_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+_RAW_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8")] + [
+    (name.lower().encode(), value.encode()) for name, value in _HEADERS.items()
+]
+COMMENT = b":\n\n"
+
+
+async def stream(call: Call, query: Query, send: Send) -> None:
+    """Serves one stream. Raises GatewayError `forbidden` before anything is sent."""
+    node, scope, receive = call.node, call.request.scope, call.request.receive
+    filter_ = call.principal.restrict(query.filter)
+    if scope["method"] == "HEAD":
+        await Response(headers=_HEADERS, media_type=MEDIA_TYPE)(scope, receive, send)
+        return
+    try:
+        node.connections.admit(call.principal)
+    except GatewayError as error:
+        await _turn_away(error, scope, receive, send)
+        return
+    channel = node.hub.open(filter_, latest=query.latest, leave=query.leave)
+    socket: Socket | None = scope.get("extensions", {}).get(EXTENSION)
+    if socket is not None:
+        connection = Connection(node.streams, socket, _CHUNKS, call.principal)
+        await _stream_fast(node, connection, query.since, channel, receive, send)
+    else:
+        await _stream_portable(call, query.since, channel, send)
+
+
+async def _turn_away(error: GatewayError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Status 200, since an EventSource gives up for good on any other; it shall come back later."""
+    body = _BLOCKS.farewell(error.kind.close, error.kind.title, retry_ms(), "")
+    await Response(body, headers=_HEADERS, media_type=MEDIA_TYPE)(scope, receive, send)
+
+
+async def _stream_fast(  # noqa: PLR0917 - an idle stream holds this frame, and no object for its arguments
+    node: Node, connection: Connection, since: Since, channel: Channel, receive: Receive, send: Send
+) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": _RAW_HEADERS})
+    with serving(node, connection):
+        await _start(connection, since, channel)
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+
+async def _stream_portable(call: Call, since: Since, channel: Channel, send: Send) -> None:
+    # Importing it changes uvicorn's signal handling, so only where it serves.
+    from sse_starlette import EventSourceResponse  # noqa: PLC0415
+
+    node, socket = call.node, PortableSocket()
+    connection = Connection(node.streams, socket, _BLOCKS, call.principal)
+
+    async def body() -> AsyncIterator[bytes]:
+        with serving(node, connection):
+            await _start(connection, since, channel)
+            async for data in socket.chunks():
+                yield data
+
+    peer_timeout = node.settings.peer_timeout
+    response = EventSourceResponse(
+        body(), headers=_HEADERS, ping=int(peer_timeout) * 1000, send_timeout=peer_timeout * 2 / 3
+    )
+    with contextlib.suppress(OSError, TimeoutError):  # the client is gone
+        await response(call.request.scope, call.request.receive, send)
+
+
+@contextlib.contextmanager
+def serving(node: Node, connection: Connection) -> Iterator[None]:
+    """The connection is one of the node's while it is served; nothing of it is left afterwards."""
+    connection.socket.watch(connection)
+    node.connections.add(connection)
+    node.sse_beat.add(connection)
+    try:
+        yield
+    finally:
+        node.sse_beat.remove(connection)
+        connection.code = connection.code or 1005
+        node.connections.remove(connection)
+
+
+async def _start(connection: Connection, since: Since, channel: Channel) -> None:
+    def announce(start: Start) -> None:
+        """Dispatches nothing, but carries the place: a cut before the first event loses nothing."""
+        first = f"retry: {retry_ms()}\n: connected {connection.id}\nid: {start.cursor}\n\n"
+        connection.socket.write(connection.wire.join([first.encode()]))
+
+    subscription = connection.open(channel)
+    while True:
+        try:
+            await connection.start(subscription, since, announce)
+        except LogUnavailableError:
+            await asyncio.sleep(1.0)
+        else:
+            return
+
+
+def beat(connection: Connection) -> None:
+    """A place where the client's would grow old, else a comment: proxies and dead peers want to see bytes."""
+    if not connection.beat() and not connection.socket.paused:
+        connection.socket.write(connection.wire.join([COMMENT]))

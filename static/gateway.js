@@ -1,0 +1,407 @@
+/**
+ * The gateway's client: a subscription that outlives its connections, over WebSocket or
+ * Server-Sent Events, and the calls of the orders API. It needs no other module and no DOM.
+ */
+
+const BACKOFF_FIRST_MS = 500;
+const BACKOFF_MAX_MS = 15_000;
+/** A connection that lasted this long was a good one: the back-off starts anew after it. */
+const STABLE_MS = 10_000;
+const PING_AFTER_MS = 25_000;
+const DEAD_AFTER_MS = PING_AFTER_MS + 10_000;
+const REQUEST_TIMEOUT_MS = 15_000;
+
+/** What an error code means for a subscription; with every other code it is worth another try. */
+const NEEDS_TOKEN = new Set(["unauthorized", "token_expired"]);
+const FINAL_STATUS = new Set([400, 403, 404, 405, 406, 421, 422]);
+
+/** A refused request: the members of its problem details (RFC 9457), or status 0 where no answer came. */
+export class GatewayError extends Error {
+  constructor({ status = 0, code = "unreachable", title = "The gateway cannot be reached", detail = "" }) {
+    super(detail || title);
+    this.name = "GatewayError";
+    this.status = status;
+    this.code = code;
+  }
+}
+
+/** One gateway: where it is and, if it wants one, the token to show it. */
+export class Gateway {
+  /** `base` is the URL of the gateway's root, with the prefix of a proxy; `token()` answers a bearer token or null. */
+  constructor({ base, token = () => null }) {
+    this.base = base;
+    this.token = token;
+  }
+
+  url(path) {
+    return new URL(path, this.base);
+  }
+
+  /** A subscription, not yet started; see `Subscription` for both arguments. */
+  subscribe(options, handlers) {
+    return new Subscription(this, options, handlers);
+  }
+
+  createOrder(order) {
+    return this.request("POST", "orders", order);
+  }
+
+  setStatus(orderId, status) {
+    return this.request("PATCH", `orders/${encodeURIComponent(orderId)}/status`, { status });
+  }
+
+  /** The JSON answer to a JSON request. Throws GatewayError. */
+  async request(method, path, body) {
+    const headers = { Accept: "application/json" };
+    if (body !== undefined) headers["Content-Type"] = "application/json";
+    if (this.token()) headers.Authorization = `Bearer ${this.token()}`;
+    const signal = AbortSignal.timeout(REQUEST_TIMEOUT_MS);
+    let response;
+    try {
+      response = await fetch(this.url(path), { method, headers, signal, body: JSON.stringify(body) });
+    } catch {
+      throw new GatewayError({});
+    }
+    const answer = await response.json().catch(() => ({}));
+    if (!response.ok) throw new GatewayError({ title: response.statusText, ...answer, status: response.status });
+    return answer;
+  }
+}
+
+/**
+ * A stream of events that reconnects by itself and goes on at its cursor, whatever the transport.
+ *
+ * Options: `transport` ("websocket" or "sse"), `filter` (JSON or null), `since` (where the first
+ * connection starts).
+ * Handlers: `event(event, cursor)`, `live(cursor)`, `gap({from, to, reason})`, `expiring(seconds)` and
+ * `state({name, detail, retryAt})`, where `name` is one of
+ *
+ *     stopped → connecting → catching-up → live
+ *                  ↑  ↓
+ *                 waiting (until `retryAt`, in milliseconds of performance.now())
+ *
+ * or, where another try is pointless, `unauthorized` and `failed`, both left by `start()`.
+ */
+export class Subscription {
+  #gateway;
+  #options;
+  #handlers;
+  #connection = null;
+  #retry = null;
+  #failures = 0;
+  #openedAt = null;
+  #reconnectAfterMs = null;
+  cursor = null;
+  state = "stopped";
+
+  constructor(gateway, options, handlers) {
+    this.#gateway = gateway;
+    this.#options = { ...options };
+    this.#handlers = handlers;
+  }
+
+  get transport() {
+    return this.#options.transport;
+  }
+
+  /** Connects now, at the last cursor. */
+  start() {
+    this.#drop();
+    this.#openedAt = null;
+    this.#reconnectAfterMs = null;
+    this.#enter("connecting");
+    const Transport = TRANSPORTS[this.#options.transport];
+    const { filter, since } = this.#options;
+    const connection = new Transport(this.#gateway, { filter, since, cursor: this.cursor }, {
+      open: () => this.#opened(),
+      message: (message) => this.#receive(message),
+      interrupted: () => this.#enter("connecting"),
+      closed: (end) => this.#closed(end),
+    });
+    this.#connection = connection;
+    connection.open();
+  }
+
+  /** Closes the connection and keeps the cursor. */
+  stop() {
+    this.#drop();
+    this.#enter("stopped");
+  }
+
+  /** Forgets the cursor and begins again where `since` says. */
+  restart() {
+    this.cursor = null;
+    this.start();
+  }
+
+  /** Changes the transport; a running subscription goes on at its cursor over the new one. */
+  use(transport) {
+    this.#options.transport = transport;
+    if (this.state !== "stopped") this.start();
+  }
+
+  #drop() {
+    clearTimeout(this.#retry);
+    this.#connection?.close();
+    this.#connection = null;
+  }
+
+  #enter(name, { detail = "", retryAt = null } = {}) {
+    this.state = name;
+    this.#handlers.state({ name, detail, retryAt });
+  }
+
+  #opened() {
+    this.#openedAt = performance.now();
+    this.#enter("catching-up");
+  }
+
+  #receive(message) {
+    switch (message.op) {
+      case "event":
+        this.cursor = message.cursor;
+        this.#handlers.event(message.event, message.cursor);
+        break;
+      case "live":
+        this.cursor = message.cursor;
+        this.#enter("live");
+        this.#handlers.live(message.cursor);
+        break;
+      case "gap":
+        this.cursor = message.to;
+        this.#handlers.gap(message);
+        break;
+      case "subscribed":
+      case "leave":
+      case "at":
+        this.cursor = message.cursor;
+        break;
+      case "expiring":
+        this.#handlers.expiring(message.in);
+        break;
+      case "reconnect":
+        this.#reconnectAfterMs = message.after_ms;
+        break;
+      case "error":
+        this.#refused(message);
+        break;
+      default: // a newer gateway may say more
+    }
+  }
+
+  #refused({ id, code, message }) {
+    if (id === undefined) return;
+    if (NEEDS_TOKEN.has(code)) this.#end("unauthorized", message);
+    else if (code === "bad_since" && this.cursor !== null) this.#loseThePlace();
+    else this.#end("failed", message);
+  }
+
+  /** The gateway cannot read our cursor any more, say because its key is another one. */
+  #loseThePlace() {
+    const from = this.cursor;
+    this.cursor = null;
+    this.start();
+    this.#handlers.gap({ from, to: null, reason: "epoch" });
+  }
+
+  #end(name, detail) {
+    this.#drop();
+    this.#enter(name, { detail });
+  }
+
+  /** `code` is a WebSocket close code; `status` is that of a refused request, 0 where none came. */
+  async #closed({ code = 0, status = 0, detail = "" }) {
+    const connection = this.#connection;
+    const opened = this.#openedAt;
+    if (opened === null && code < 4000 && status === 0) ({ status, detail } = await this.#diagnose());
+    if (this.#connection !== connection) return;
+    if (code === 4001 || status === 401) this.#end("unauthorized", detail);
+    else if ((code >= 4000 && code < 4100) || FINAL_STATUS.has(status)) this.#end("failed", detail || closedBy(code));
+    else this.#wait(this.#delay(code, opened));
+  }
+
+  /** A browser does not tell why a connection was refused; the same request as a long poll does. */
+  async #diagnose() {
+    const { filter } = this.#options;
+    try {
+      await this.#gateway.request("GET", `events?${queryOf({ filter, limit: 1, wait: 0 })}`);
+      return { status: 0 };
+    } catch (error) {
+      return { status: error.status, detail: error.message };
+    }
+  }
+
+  #delay(code, opened) {
+    if (opened !== null && performance.now() - opened >= STABLE_MS) this.#failures = 0;
+    this.#failures += 1;
+    if (this.#reconnectAfterMs !== null) return this.#reconnectAfterMs;
+    if (code >= 4200 && code < 4300 && this.#failures === 1) return 0;
+    const ceiling = Math.min(BACKOFF_FIRST_MS * 2 ** (this.#failures - 1), BACKOFF_MAX_MS);
+    return ceiling / 2 + (Math.random() * ceiling) / 2;
+  }
+
+  #wait(delay) {
+    this.#drop();
+    this.#retry = setTimeout(() => this.start(), delay);
+    this.#enter("waiting", { retryAt: performance.now() + delay });
+  }
+}
+
+/*
+ * A transport is one connection: `open()` makes it, `close()` ends it without a further word.
+ * It reports `open()`, `message(message)` with the messages of the WebSocket protocol whatever
+ * its own framing, `interrupted()` where it reconnects by itself, and at its end `closed({code, status, detail})`.
+ */
+
+class WebSocketTransport {
+  #gateway;
+  #request;
+  #report;
+  #socket = null;
+  #watch = null;
+  #heardAt = 0;
+  #pinged = false;
+
+  constructor(gateway, request, report) {
+    this.#gateway = gateway;
+    this.#request = request;
+    this.#report = report;
+  }
+
+  open() {
+    const url = this.#gateway.url("ws");
+    url.protocol = url.protocol.replace("http", "ws");
+    const token = this.#gateway.token();
+    try {
+      this.#socket = new WebSocket(url, token ? ["gateway.v1", `bearer.${token}`] : ["gateway.v1"]);
+    } catch {
+      this.#report.closed({ status: 401, detail: "That is no token" });
+      return;
+    }
+    this.#socket.onopen = () => this.#opened();
+    this.#socket.onmessage = ({ data }) => this.#heard(data);
+    this.#socket.onclose = ({ code, reason }) => this.#closed({ code, detail: reason });
+  }
+
+  close() {
+    clearInterval(this.#watch);
+    if (this.#socket === null) return;
+    this.#socket.onopen = this.#socket.onmessage = this.#socket.onclose = null;
+    this.#socket.close(1000);
+  }
+
+  #opened() {
+    const { filter, since, cursor } = this.#request;
+    this.#heardAt = performance.now();
+    this.#watch = setInterval(() => this.#check(), 1000);
+    this.#report.open();
+    this.#send({ op: "subscribe", id: "1", ...(filter && { filter }), since: cursor ?? since });
+  }
+
+  #heard(data) {
+    this.#heardAt = performance.now();
+    this.#pinged = false;
+    this.#report.message(JSON.parse(data));
+  }
+
+  /** A peer that vanished closes nothing: after a silence it is asked, and without an answer given up. */
+  #check() {
+    const silent = performance.now() - this.#heardAt;
+    if (silent > DEAD_AFTER_MS) {
+      this.close();
+      this.#closed({ code: 1006 });
+    } else if (silent > PING_AFTER_MS && !this.#pinged) {
+      this.#pinged = true;
+      this.#send({ op: "ping", id: "1" });
+    }
+  }
+
+  #closed(end) {
+    clearInterval(this.#watch);
+    this.#report.closed(end);
+  }
+
+  #send(message) {
+    this.#socket.send(JSON.stringify(message));
+  }
+}
+
+class EventSourceTransport {
+  #gateway;
+  #request;
+  #report;
+  #source = null;
+  #gone = false;
+
+  constructor(gateway, request, report) {
+    this.#gateway = gateway;
+    this.#request = request;
+    this.#report = report;
+  }
+
+  async open() {
+    const { filter, since, cursor } = this.#request;
+    let path = `events?${queryOf({ filter, since, lastEventId: cursor })}`;
+    try {
+      if (this.#gateway.token()) path = await this.#admitted(path);
+    } catch (error) {
+      if (!this.#gone) this.#report.closed({ status: error.status, detail: error.message });
+      return;
+    }
+    if (!this.#gone) this.#listen(path);
+  }
+
+  close() {
+    this.#gone = true;
+    this.#source?.close();
+  }
+
+  /** An EventSource sends no headers: a ticket, made for this very path and query, opens the stream instead. */
+  async #admitted(path) {
+    const { ticket } = await this.#gateway.request("POST", "tickets", { for: `/${path}` });
+    return `${path}&${queryOf({ ticket })}`;
+  }
+
+  #listen(path) {
+    const source = new EventSource(this.#gateway.url(path));
+    source.onopen = () => this.#report.open();
+    source.onmessage = ({ data, lastEventId }) =>
+      this.#report.message({ op: "event", cursor: lastEventId, event: JSON.parse(data) });
+    for (const op of ["live", "gap", "leave", "expiring"]) {
+      source.addEventListener(op, ({ data, lastEventId }) =>
+        this.#report.message({ cursor: lastEventId, ...JSON.parse(data), op }));
+    }
+    source.addEventListener("close", ({ data }) => this.#bidden(JSON.parse(data)));
+    source.onerror = () => this.#broken();
+    this.#source = source;
+  }
+
+  /** The browser reconnects by itself, as late as `retry:` bade it, unless that is pointless or needs a new ticket. */
+  #bidden({ code, message }) {
+    const final = code >= 4000 && code < 4100;
+    const renew = code >= 4200 && code < 4300;
+    if (!final && !renew) return;
+    this.close();
+    this.#report.closed({ code, detail: message });
+  }
+
+  #broken() {
+    if (this.#source.readyState === EventSource.CLOSED) this.#report.closed({});
+    else this.#report.interrupted();
+  }
+}
+
+const TRANSPORTS = { websocket: WebSocketTransport, sse: EventSourceTransport };
+
+/** URL query parameters, those that are null left out; a filter goes as JSON. */
+function queryOf(parameters) {
+  const query = new URLSearchParams();
+  for (const [name, value] of Object.entries(parameters)) {
+    if (value !== null && value !== undefined) query.set(name, typeof value === "object" ? JSON.stringify(value) : value);
+  }
+  return query.toString();
+}
+
+function closedBy(code) {
+  return `The gateway closed the connection (${code})`;
+}
