@@ -3,7 +3,8 @@
 Ten thousand channels that each watch one order cost one dictionary look-up per event.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any, Generic, Protocol, TypeVar
 
 from gateway.filters import Filter, keys_at
@@ -54,11 +55,15 @@ class Index(Generic[T]):
             if item.filter is None or item.filter.matches(body):
                 yield item
 
-    def _candidates(self, body: Mapping[str, Any]) -> dict[T, None]:
-        found = self._always
+    def _candidates(self, body: Mapping[str, Any]) -> Iterable[T]:
+        hits = []
         for path, keys in self._by_path.items():
             for key in keys_at(body, path):
                 items = keys.get(key)
                 if items:
-                    found = {**found, **items} if found else items
-        return found
+                    hits.append(items)
+        if self._always:
+            hits.append(self._always)
+        if len(hits) < 2:
+            return hits[0] if hits else ()
+        return dict.fromkeys(chain.from_iterable(hits))  # a filter may be found by several of its terms

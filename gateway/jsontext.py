@@ -29,7 +29,7 @@ def parse(data: bytes, *, what: str = "the body") -> Any:
         value = orjson.loads(data)
     except orjson.JSONDecodeError as error:
         reason = str(error)
-        if "surrogate" in reason:
+        if "surrogate" in reason and "UTF-8" not in reason:
             raise GatewayError("invalid_event", f"{what} has a lone surrogate: {reason}") from None
         if "infinity" in reason:
             raise GatewayError(

@@ -197,7 +197,7 @@ class Flusher:
     def _run(self) -> None:
         self._scheduled = False
         if not self._turn:
-            self._turn, self._dirty = self._dirty, []
+            self._turn, self._dirty = self._dirty[::-1], []
         budget = SLICE
         while self._turn:
             lane = self._turn[-1]

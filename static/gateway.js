@@ -10,9 +10,11 @@ const STABLE_MS = 10_000;
 const PING_AFTER_MS = 25_000;
 const DEAD_AFTER_MS = PING_AFTER_MS + 10_000;
 const REQUEST_TIMEOUT_MS = 15_000;
+const SUBSCRIBE_ID = "1";
 
-/** What an error code means for a subscription; with every other code it is worth another try. */
-const NEEDS_TOKEN = new Set(["unauthorized", "token_expired"]);
+/** With these a subscription needs another token, or is refused for good; with every other one it is tried again. */
+const TOKEN_CODES = new Set(["unauthorized", "token_expired"]);
+const FINAL_CODES = new Set(["bad_filter", "bad_message", "bad_since", "forbidden"]);
 const FINAL_STATUS = new Set([400, 403, 404, 405, 406, 421, 422]);
 
 /** A refused request: the members of its problem details (RFC 9457), or status 0 where no answer came. */
@@ -190,10 +192,11 @@ export class Subscription {
   }
 
   #refused({ id, code, message }) {
-    if (id === undefined) return;
-    if (NEEDS_TOKEN.has(code)) this.#end("unauthorized", message);
+    if (id !== SUBSCRIBE_ID) return; // of the connection: its close follows and says what to do
+    if (TOKEN_CODES.has(code)) this.#end("unauthorized", message);
     else if (code === "bad_since" && this.cursor !== null) this.#loseThePlace();
-    else this.#end("failed", message);
+    else if (FINAL_CODES.has(code)) this.#end("failed", message);
+    else this.#wait(this.#delay(0));
   }
 
   /** The gateway cannot read our cursor any more, say because its key is another one. */
@@ -212,12 +215,11 @@ export class Subscription {
   /** `code` is a WebSocket close code; `status` is that of a refused request, 0 where none came. */
   async #closed({ code = 0, status = 0, detail = "" }) {
     const connection = this.#connection;
-    const opened = this.#openedAt;
-    if (opened === null && code < 4000 && status === 0) ({ status, detail } = await this.#diagnose());
+    if (this.#openedAt === null && code < 4000 && status === 0) ({ status, detail } = await this.#diagnose());
     if (this.#connection !== connection) return;
     if (code === 4001 || status === 401) this.#end("unauthorized", detail);
     else if ((code >= 4000 && code < 4100) || FINAL_STATUS.has(status)) this.#end("failed", detail || closedBy(code));
-    else this.#wait(this.#delay(code, opened));
+    else this.#wait(this.#delay(code));
   }
 
   /** A browser does not tell why a connection was refused; the same request as a long poll does. */
@@ -231,7 +233,8 @@ export class Subscription {
     }
   }
 
-  #delay(code, opened) {
+  #delay(code) {
+    const opened = this.#openedAt;
     if (opened !== null && performance.now() - opened >= STABLE_MS) this.#failures = 0;
     this.#failures += 1;
     if (this.#reconnectAfterMs !== null) return this.#reconnectAfterMs;
@@ -295,7 +298,7 @@ class WebSocketTransport {
     this.#heardAt = performance.now();
     this.#watch = setInterval(() => this.#check(), 1000);
     this.#report.open();
-    this.#send({ op: "subscribe", id: "1", ...(filter && { filter }), since: cursor ?? since });
+    this.#send({ op: "subscribe", id: SUBSCRIBE_ID, ...(filter && { filter }), since: cursor ?? since });
   }
 
   #heard(data) {
@@ -312,7 +315,7 @@ class WebSocketTransport {
       this.#closed({ code: 1006 });
     } else if (silent > PING_AFTER_MS && !this.#pinged) {
       this.#pinged = true;
-      this.#send({ op: "ping", id: "1" });
+      this.#send({ op: "ping" });
     }
   }
 
@@ -377,12 +380,12 @@ class EventSourceTransport {
   }
 
   /** The browser reconnects by itself, as late as `retry:` bade it, unless that is pointless or needs a new ticket. */
-  #bidden({ code, message }) {
+  #bidden({ code, reason }) {
     const final = code >= 4000 && code < 4100;
     const renew = code >= 4200 && code < 4300;
     if (!final && !renew) return;
     this.close();
-    this.#report.closed({ code, detail: message });
+    this.#report.closed({ code, detail: reason });
   }
 
   #broken() {

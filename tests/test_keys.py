@@ -186,7 +186,13 @@ async def test_a_token_names_its_key_and_that_key_alone_verifies_it(key_server: 
     other = rsa.generate_private_key(65537, 2048)
     key_server.serve(r=RSA_KEY, other=other, e=EC_KEY)
     secret = {"kty": "oct", "kid": "s", "k": segment(SECRET.encode()).decode()}
-    key_server.document["keys"] += [secret, {"kty": []}, 7, jwk("enc", RSA_KEY, use="enc")]
+    key_server.document["keys"] += [
+        secret,
+        {"kty": []},
+        7,
+        jwk("enc", RSA_KEY, use="enc"),
+        jwk("512", RSA_KEY, alg="RS512"),
+    ]
     checked = verifier(jwks_url=key_server.url)
     for refused in (
         by(None, RSA_KEY),
@@ -194,6 +200,8 @@ async def test_a_token_names_its_key_and_that_key_alone_verifies_it(key_server: 
         by("e", RSA_KEY),
         by("s", SECRET, "HS256"),
         by("enc", RSA_KEY),
+        by("512", RSA_KEY),
+        by("512", RSA_KEY, "RS512"),
     ):
         assert await code_of(checked.verify(refused)) == "unauthorized"
     assert (await checked.verify(by("r", RSA_KEY))).sub == "ann"

@@ -144,7 +144,8 @@ async def test_a_ticket_is_no_bearer_token_and_a_token_no_ticket() -> None:
     assert await code_of(gate.ask(headers={"authorization": f"Bearer {ticket}"})) == "unauthorized"
     assert await code_of(gate.ask(query=f"ticket={token()}")) == "unauthorized"
     assert await code_of(gate.ask(query=f"ticket={token(headers={'typ': TICKET_TYPE})}")) == "unauthorized"
-    own_key = forged({"alg": "HS256"}, claims(), gate.tickets._key)
+    inside = {"exp": NOW + 600, "id": "1", "token": claims()}
+    own_key = forged({"alg": "HS256", "typ": "JWT"}, inside, gate.tickets._key)
     assert await code_of(gate.ask(query=f"ticket={own_key}")) == "unauthorized"
     same_key = forged({"alg": "HS256", "typ": TICKET_TYPE}, claims())
     with pytest.raises(GatewayError, match="a ticket is no bearer token"):

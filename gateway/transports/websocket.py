@@ -257,7 +257,7 @@ class _Session:
         since = request.get("since")
         if since is not None and type(since) is not str:
             raise BadMessageError("since: must be a string")
-        wanted = parse_filter(request["filter"]) if request.get("filter") is not None else None
+        wanted = parse_filter(request["filter"]) if "filter" in request else None
         start_from = parse_since(since, node.cursors)
         assert connection.principal is not None
         filter_ = connection.principal.restrict(wanted)
