@@ -8,7 +8,6 @@ import os
 import select
 import socket
 import time
-from array import array
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -34,21 +33,19 @@ sequence = count(1)  # one for all clients: a log takes an id only once
 
 @dataclass(slots=True)
 class Run:
-    """What one load did. `latencies` has the seconds from publish to receipt of each delivery."""
+    """What one load did. `receipts`: when an event was published and when some subscribers read it."""
 
     published: int = 0
+    deliveries: int = 0
     seconds: float = 0.0
     cpu: float = 0.0
-    latencies: "array[float]" = field(default_factory=lambda: array("d"))
-
-    @property
-    def deliveries(self) -> int:
-        return len(self.latencies)
+    receipts: list[tuple[float, Sequence[float]]] = field(default_factory=list)
 
     def percentiles(self, *percents: float) -> list[float]:
-        """Percentiles of the latency in milliseconds."""
-        ordered = sorted(self.latencies)
-        return [ordered[int(len(ordered) * percent / 100)] * 1000 for percent in percents]
+        """Percentiles of the latency, over all deliveries, from publish to receipt in milliseconds."""
+        latencies = [received - sent for sent, times in self.receipts for received in times]
+        latencies.sort()
+        return [latencies[int(len(latencies) * percent / 100)] * 1000 for percent in percents]
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +240,8 @@ class Client:
             sent = self._sent.get(number)
             if sent is None or self._left[number] < len(times):
                 raise ClientError(f"event {number} was delivered more than once")
-            self._run.latencies.extend([received - sent for received in times])
+            self._run.receipts.append((sent, times))
+            self._run.deliveries += len(times)
             self._left[number] -= len(times)
             if not self._left[number]:
                 del self._left[number], self._sent[number]

@@ -32,7 +32,7 @@ class Scale:
     idle: int = 5000
     settle: float = 3.0
     filters: int = 10_000
-    rounds: int = 5
+    rounds: int = 9
     lines: int = 200_000
     few_subjects: int = 1000
     many_subjects: int = 1_000_000

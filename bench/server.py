@@ -25,7 +25,7 @@ _MAX_CONNECTIONS: Final = 12_000
 
 
 class ServerError(Exception):
-    """The server did not start, or died. The message ends with what it printed last."""
+    """The server did not start, or died."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Server:
         return int(resident) * _PAGE_BYTES
 
     def _died(self) -> ServerError:
-        return ServerError(f"{self.program.name} has died:\n{self.last_words()}")
+        return ServerError(f"the {self.program.name} server has died")
 
     def last_words(self) -> str:
         return self.output.read_text(errors="replace")[-2000:]
@@ -87,12 +87,18 @@ class Server:
 
 @contextmanager
 def running(program: Program) -> Iterator[Server]:
-    """A server that listens, pinned to its core; it is ended whatever happens. Raises ServerError."""
+    """A server that listens, pinned to its core; it is ended whatever happens. Raises ServerError.
+
+    After an error, what the server printed last goes to stderr.
+    """
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder:
         server = _start(program, Path(folder))
         try:
             _wait_until_listening(server)
             yield server
+        except Exception:
+            print(server.last_words(), file=sys.stderr)
+            raise
         finally:
             _stop(server.process)
 
@@ -129,7 +135,7 @@ def _wait_until_listening(server: Server) -> None:
             time.sleep(0.02)
         else:
             return
-    raise ServerError(f"{server.program.name} did not start:\n{server.last_words()}")
+    raise ServerError(f"the {server.program.name} server did not start")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

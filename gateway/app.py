@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 
 from starlette.responses import Response
 from starlette.routing import Route, Router
@@ -132,14 +132,13 @@ class Application:
         self._router = _router(node)
         self._router.default = self._not_found
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         path = scope["path"]
         if scope["type"] == "websocket" and path == "/ws":
-            await websocket(self._node, scope, receive, send)
-        elif scope["type"] == "http" and path == "/events" and scope["method"] in ("GET", "HEAD"):
-            await get_events(self._node, scope, receive, send)
-        else:
-            await self._router(scope, receive, send)
+            return websocket(self._node, scope, receive, send)
+        if scope["type"] == "http" and path == "/events" and scope["method"] in ("GET", "HEAD"):
+            return get_events(self._node, scope, receive, send)
+        return self._router(scope, receive, send)
 
     async def _not_found(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -162,9 +161,14 @@ class Gateway:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
-            return
+        else:
+            await self.dispatch(scope, receive, send)
+
+    def dispatch(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """The same without lifespan and without a coroutine of its own, whose frame an idle stream would hold."""
         assert self._app is not None
-        await self._app(scope, receive, send)
+        done: Awaitable[None] = self._app(scope, receive, send)
+        return done
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()

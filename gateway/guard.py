@@ -1,5 +1,6 @@
 """The guard: what every request passes first, whatever its path: host, port, prefix, origin."""
 
+from collections.abc import Awaitable
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -25,25 +26,22 @@ class Guard:
         self._ops_port = settings.ops_port
         self._loopback_only = not settings.has_keys and not settings.insecure_open
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Not a coroutine itself: a stream that is open for days need not hold its frame."""
         headers = Headers(scope=scope)
         self._strip_prefix(scope)
         error = self._misdirected(scope, headers) or self._wrong_port(scope)
         if error is not None:
-            await problem_response(error, self._root_path)(scope, receive, send)
-            return
+            return problem_response(error, self._root_path)(scope, receive, send)
         origin = headers.get("origin")
         allowed = origin is not None and self._origins.allows(origin, _scheme(scope), headers.get("host", ""))
         scope.setdefault("state", {})["origin_allowed"] = allowed
         if origin is not None and allowed and scope["type"] == "http":
             if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
                 requested = headers.get("access-control-request-headers", "")
-                await Response(status_code=204, headers=preflight_headers(origin, requested))(
-                    scope, receive, send
-                )
-                return
+                return Response(status_code=204, headers=preflight_headers(origin, requested))(scope, receive, send)
             send = _with_headers(send, cors_headers(origin))
-        await self._app(scope, receive, send)
+        return self._app(scope, receive, send)
 
     def _strip_prefix(self, scope: Scope) -> None:
         """Works behind a proxy that passes the prefix on as well as behind one that takes it off."""

@@ -18,6 +18,7 @@ Format = Literal["text", "json"]
 REDACTED: Final = "[redacted]"
 _SECRETS = re.compile(
     r"(?P<name>(?:ticket|token)(?:=|%3D)|bearer(?:\.|\s+))[^\s&;,\"'#]+"  # in a URL, a cookie, a header
+    r"|(?<=://)[^/?#\s@]*(?=@)"  # the user and password of a URL
     r"|eyJ[A-Za-z0-9_-]*\.[A-Za-z0-9_-]*\.[A-Za-z0-9_-]*",  # a JWT begins with the base64 of {"
     re.IGNORECASE,
 )

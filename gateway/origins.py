@@ -122,11 +122,14 @@ class ProxyHeaders(ProxyHeadersMiddleware):
     loopback looks at both.
     """
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    def __call__(self, scope: Any, receive: Any, send: Any) -> Any:
+        """No coroutine of its own: a stream that is open for days need not hold its frame."""
         if scope["type"] != "lifespan":
             client = scope.get("client")
             self._forward_host(scope, trusted=bool(client) and client[0] in self.trusted_hosts)
-        await super().__call__(scope, receive, send)
+            if not any(name.startswith(b"x-forwarded-") for name, _ in scope["headers"]):
+                return self.app(scope, receive, send)
+        return super().__call__(scope, receive, send)
 
     @staticmethod
     def _forward_host(scope: Any, *, trusted: bool) -> None:

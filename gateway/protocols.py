@@ -320,6 +320,11 @@ class HttpProtocol(_Ending, HttpToolsProtocol):
         self._stop_awaiting_head()
         super().on_response_complete()
 
+    def handle_websocket_upgrade(self) -> None:
+        super().handle_websocket_upgrade()
+        # The parser and its callbacks hold each other: without this they would wait for the garbage collector.
+        self.parser = None  # type: ignore[assignment]  # as uvicorn does when the connection is lost
+
     def _should_upgrade(self) -> bool:
         return self._upgrade
 

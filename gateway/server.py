@@ -71,7 +71,8 @@ class Server(uvicorn.Server):
 def make_config(gateway: Gateway, settings: Settings) -> Config:
     peer = settings.peer_timeout
     return Config(
-        gateway,
+        gateway.dispatch,
+        interface="asgi3",
         timeouts=Timeouts(head=settings.request_timeout, peer=peer * 2 / 3),
         loop="uvloop",
         lifespan="off",  # the log is open before the server starts, so that a failure has its own exit code

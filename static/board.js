@@ -67,6 +67,7 @@ function onGap({ from, to, reason }) {
 
 function loadAnew() {
   reloadedAt = performance.now();
+  cut.abandon();
   columns.clear();
   subscription.restart();
 }

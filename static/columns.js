@@ -11,6 +11,9 @@ const ANIMATED_PER_SECOND = 15;
 const FLIGHT = { duration: 420, easing: "cubic-bezier(0.2, 0.8, 0.2, 1)" };
 const FLOW = ["created", "paid", "packed", "shipped", "delivered"];
 const LAST = "cancelled";
+/** Orders in a status beyond these many share a column, whatever their producers call it. */
+const MAX_COLUMNS = 16;
+const OTHER = "other";
 
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -88,13 +91,12 @@ export class Columns {
   }
 
   #column(status) {
-    let column = this.#columns.get(status);
-    if (!column) {
-      column = new Column(status);
-      this.#columns.set(status, column);
-      const last = this.#columns.get(LAST);
-      this.#root.insertBefore(column.element, last && last !== column ? last.element : null);
-    }
+    const known = this.#columns.get(status);
+    if (known) return known;
+    if (this.#columns.size >= MAX_COLUMNS && status !== OTHER) return this.#column(OTHER);
+    const column = new Column(status, `column-${this.#columns.size}`);
+    this.#root.insertBefore(column.element, this.#columns.get(LAST)?.element ?? null);
+    this.#columns.set(status, column);
     return column;
   }
 
@@ -174,14 +176,13 @@ class Column {
   #counter;
   #rest;
 
-  constructor(status) {
-    this.status = status;
+  constructor(status, headingId) {
     const { element, part } = stamp("column-template");
     this.element = element;
     this.element.dataset.column = status;
     const heading = part("title");
     heading.textContent = title(status);
-    heading.id = `column-${CSS.escape(status)}`;
+    heading.id = headingId;
     this.#list = part("list");
     this.#counter = part("count");
     this.#rest = part("rest");

@@ -4,6 +4,7 @@
  * means that the log holds no more; what it could not deliver it would have announced as a gap.
  */
 
+import { short } from "./orders.js";
 import { announce, byId, write } from "./ui.js";
 
 const CUT_MS = 10_000;
@@ -17,6 +18,7 @@ export class Cut {
   #subscription;
   #button;
   #phase = "none";
+  #timer = null;
   #startedAt = 0;
   #from = null;
   #events = 0;
@@ -54,15 +56,20 @@ export class Cut {
     this.#phase = "none";
     const seconds = ((performance.now() - this.#startedAt) / 1000).toFixed(1);
     const own = this.#actions > 0 ? `You caused ${this.#actions}. ` : "";
-    report("whole", `Back after ${seconds} s: ${this.#account()}`, `${own}Resumed at ${this.#from}, live at ${cursor}, no gap.`);
+    report("whole", `Back after ${seconds} s: ${this.#account()}`, `${own}Resumed at ${short(this.#from)}, live at ${short(cursor)}, no gap.`);
   }
 
   /** The gateway says that events are missing, in a cut or without one. */
   lost({ from, to, reason }) {
-    this.#phase = "none";
-    const where = from && to ? `after ${from} up to ${to} ` : "";
+    this.abandon();
+    const where = from && to ? `after ${short(from)} up to ${short(to)} ` : "";
     const why = REASONS[reason] ?? reason;
     report("gap", `Gap: events ${where}may be missing here, since ${why}.`, "The board loads the present state anew.");
+  }
+
+  /** The board begins anew: what arrives now tells nothing about a cut. */
+  abandon() {
+    this.#phase = "none";
   }
 
   /** To be called a few times per second. */
@@ -83,13 +90,15 @@ export class Cut {
     this.#from = this.#subscription.cursor;
     this.#events = this.#actions = 0;
     this.#subscription.stop();
-    setTimeout(() => this.#resume(), CUT_MS);
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.#resume(), CUT_MS);
     byId("progress").animate([{ transform: "scaleX(0)" }, { transform: "scaleX(1)" }], CUT_MS);
     report("cut", "The connection is cut. Orders are still taken: place or advance some now, and see them arrive afterwards.");
     this.refresh();
   }
 
   #resume() {
+    if (this.#phase !== "cut") return;
     this.#phase = "resuming";
     this.#subscription.start();
   }

@@ -32,7 +32,7 @@ export function orderOf(event) {
   const data = event.data !== null && typeof event.data === "object" ? event.data : {};
   const id = event.subject ?? data.orderId ?? data.id;
   if (id === undefined || id === null) return null;
-  const status = typeof data.status === "string" && data.status ? data.status : event.type.split(".").at(-1);
+  const status = typeof data.status === "string" && data.status ? data.status : event.type.split(".").at(-1) || "unknown";
   return { id: String(id), status, time: event.time, data };
 }
 
@@ -46,16 +46,16 @@ export function describe({ data, time }) {
   };
 }
 
-/** The end of an order id, where ids that begin with a time differ. */
-export function short(orderId) {
-  return orderId.length > 14 ? `…${orderId.slice(-8)}` : orderId;
+/** The end of a long id or cursor, where those that begin alike differ. */
+export function short(id) {
+  return id.length > 20 ? `…${id.slice(-8)}` : id;
 }
 
 function describeItem(item) {
   if (item === null || typeof item !== "object") return String(item ?? "");
   const name = item.name ?? item.sku ?? item.productId ?? item.id ?? "item";
   const quantity = item.quantity ?? item.qty ?? 1;
-  return quantity === 1 ? String(name) : `${quantity} × ${name}`;
+  return quantity === 1 ? String(name) : `${quantity}\u00a0×\u00a0${name}`;
 }
 
 function formatTotal({ total, currency }) {

@@ -9,6 +9,7 @@ export class Durations {
   #next = 0;
 
   add(milliseconds) {
+    if (!Number.isFinite(milliseconds)) return;
     this.last = milliseconds;
     this.#kept[this.#next] = milliseconds;
     this.#next = (this.#next + 1) % KEPT;

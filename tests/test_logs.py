@@ -81,7 +81,8 @@ def test_an_exception_comes_with_its_traceback_and_without_tokens(
         ("Authorization: Bearer abc", "Authorization: Bearer [redacted]"),
         (f"token {TOKEN} is bad", "token [redacted] is bad"),
         (f"'{TOKEN}'", "'[redacted]'"),
-        ("order o-1 shipped", "order o-1 shipped"),
+        ("redis://user:secret@h:6379/0 is down", "redis://[redacted]@h:6379/0 is down"),
+        ("order o-1 shipped at http://h/x", "order o-1 shipped at http://h/x"),
     ],
 )
 def test_whatever_looks_like_a_token_is_cut_out(text: str, shown: str) -> None:

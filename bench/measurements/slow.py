@@ -11,7 +11,9 @@ from bench.connection import connect, exchange, websocket_steps
 from bench.report import Report, Scale, Table, Target
 from bench.server import GATEWAY, Server, running
 
-_RATE: Final = 50  # events a second
+_RATE: Final = (
+    25  # events a second: where a core is near its limit, p99 varies by more than what is looked for
+)
 _LOAD: Final = Load(size=2048, subjects=(0,))
 _SHARED: Final = {"subject": "o-0"}
 # What fills the stalled subscriber's buffers before the measurement; nobody else wants it. The kernel

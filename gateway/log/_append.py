@@ -7,7 +7,8 @@ bulk: a transaction of many small appends costs little more than one large appen
 import sqlite3
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import Any, Final, TypeAlias
+from operator import itemgetter
+from typing import Any, Final
 
 import orjson
 
@@ -21,52 +22,60 @@ from gateway.log import (
     Remember,
     Revocation,
 )
-from gateway.log._database import chunks, insert, keys_of, select_in
+from gateway.log._database import chunks, delete_keys, insert, key_rows, keys_of, select_in
 
 REMEMBERED_SECONDS: Final = 86400
 ORDER: Final = "order."
-Keys: TypeAlias = set[tuple[int, str]]
 
 _IDENTITIES: Final = (
     "SELECT e.id, e.source, e.offset FROM (VALUES {}) v"
     " CROSS JOIN events e ON e.id = v.column1 AND e.source = v.column2"
 )
 _STANDINGS: Final = (
-    "SELECT l.subject, l.behind, l.is_order, l.offset, l.prev, l.accepted, coalesce(l.json, e.json)"
+    "SELECT l.subject, l.behind, l.type, l.keys, l.offset, l.prev, l.accepted, coalesce(l.json, e.json)"
     " FROM latest l LEFT JOIN events e ON e.offset = l.offset WHERE l.subject IN ({})"
 )
+
+
+class Row:
+    """A row of `latest`. `keys` as `keys_of` gives them; a new row has none until it is written."""
+
+    __slots__ = ("entry", "is_order", "keys", "type")
+
+    def __init__(self, entry: Entry, type_: str, keys: bytes = b"") -> None:
+        self.entry = entry
+        self.type = type_
+        self.is_order = type_.startswith(ORDER)
+        self.keys = keys
 
 
 class Standing:
     """The rows that `latest` has of one subject, as they were found and as they shall be."""
 
-    __slots__ = ("behind", "is_order", "latest", "was_behind", "was_latest")
+    __slots__ = ("behind", "latest", "was_behind", "was_latest")
 
     def __init__(self) -> None:
-        self.was_latest: Entry | None = None
-        self.was_behind: Entry | None = None
-        self.latest: Entry | None = None
-        self.behind: Entry | None = None
-        self.is_order = False  # whether `latest` is an order event
+        self.was_latest: Row | None = None
+        self.was_behind: Row | None = None
+        self.latest: Row | None = None
+        self.behind: Row | None = None
 
-    def found(self, entry: Entry, *, behind: bool, is_order: bool) -> None:
+    def found(self, row: Row, *, behind: bool) -> None:
         if behind:
-            self.was_behind = self.behind = entry
+            self.was_behind = self.behind = row
         else:
-            self.was_latest = self.latest = entry
-            self.is_order = is_order
+            self.was_latest = self.latest = row
 
-    def put(self, entry: Entry, *, is_order: bool) -> None:
-        if is_order:
+    def put(self, row: Row) -> None:
+        if row.is_order:
             self.behind = None
-        elif self.is_order:
+        elif self.latest is not None and self.latest.is_order:
             self.behind = self.latest
-        self.latest = entry
-        self.is_order = is_order
+        self.latest = row
 
     def order_offset(self) -> int:
-        entry = self.latest if self.is_order else self.behind
-        return entry.offset if entry else 0
+        row = self.latest if self.latest is not None and self.latest.is_order else self.behind
+        return row.entry.offset if row else 0
 
 
 class Transaction:
@@ -95,8 +104,8 @@ class Transaction:
         wanted = {each.subject for each in events if each.subject is not None}
         wanted.update(subjects)
         self._standings = {subject: Standing() for subject in wanted}
-        for subject, behind, is_order, *entry in select_in(self.db, _STANDINGS, list(wanted)):
-            self._standings[subject].found(Entry(*entry), behind=behind, is_order=is_order)
+        for subject, behind, type_, keys, *entry in select_in(self.db, _STANDINGS, list(wanted)):
+            self._standings[subject].found(Row(Entry(*entry), type_, keys), behind=behind)
 
     def append(self, events: Sequence[Event], expect: Expect | None, remember: Remember | None) -> Appended:
         """Plans an append of events that `find` has looked up. Raises before anything is planned."""
@@ -125,56 +134,39 @@ class Transaction:
         prev, previous = 0, None
         standing = None if event.subject is None else self._standings[event.subject]
         if standing is not None and standing.latest is not None:
-            prev, previous = standing.latest.offset, standing.latest.json
+            before = standing.latest.entry
+            prev, previous = before.offset, before.json
         entry = Entry(self.head, prev, self.accepted, event.json, body=event.body, previous=previous)
         if standing is not None:
-            standing.put(entry, is_order=event.type.startswith(ORDER))
+            standing.put(Row(entry, event.type))
         self.entries.append(entry)
         self._rows.append((self.head, prev, self.accepted, event.source, event.id, event.json))
 
     def write(self) -> None:
         """Writes what was planned."""
         insert(self.db, "INSERT INTO events", self._rows)
-        touched = [each for each in self._standings.items() if each[1].latest is not each[1].was_latest]
-        self._write_latest(touched)
-        self._write_keys([standing for _, standing in touched])
-
-    def _write_latest(self, touched: Sequence[tuple[str, Standing]]) -> None:
+        self._drop_behind()
         rows: list[tuple[Any, ...]] = []
-        for subject, it in touched:
-            if it.behind is not None and it.behind is it.was_latest:
-                self.db.execute("UPDATE latest SET behind = 1 WHERE offset = ?", (it.behind.offset,))
-            elif it.behind is not None and it.behind is not it.was_behind:
-                rows.append((it.behind.offset, subject, 1, 1, it.behind.prev, self.accepted, None))
-            elif it.behind is None and it.was_behind is not None:
-                self.db.execute("DELETE FROM latest WHERE offset = ?", (it.was_behind.offset,))
-            if it.latest is not None:
-                rows.append((it.latest.offset, subject, 0, it.is_order, it.latest.prev, self.accepted, None))
-        rows.sort(key=_first)
-        # REPLACE: the row that had this subject's place goes.
-        insert(self.db, "REPLACE INTO latest", rows)
+        keys = _KeyChanges()
+        for subject, it in self._standings.items():
+            for row in (it.latest, it.behind):
+                if row is None or row.keys:
+                    continue
+                row.keys = keys_of(row.entry.body, self._paths)
+                place = (row.entry.offset, subject, row is it.behind, row.is_order, row.type)
+                rows.append((*place, row.entry.prev, self.accepted, row.keys, None))
+            keys.add(it)
+        rows.sort(key=itemgetter(0))
+        insert(self.db, "REPLACE INTO latest", rows)  # a row that had a subject's place goes
+        keys.write(self.db)
 
-    def _write_keys(self, touched: Sequence[Standing]) -> None:
-        gone: list[tuple[int, str, int]] = []
-        new: list[tuple[int, str, int]] = []
-        moved: list[tuple[int, int, str, int]] = []
-        for it in touched:
-            old = None if it.was_latest is it.behind else it.was_latest
-            before, after = self._keys(old), self._keys(it.latest)
-            if old is not None and it.latest is not None:
-                moved.extend((it.latest.offset, *key, old.offset) for key in before & after)
-            gone.extend(_at(old, before - after))
-            new.extend(_at(it.latest, after - before))
-            if it.behind is not it.was_behind:
-                gone.extend(_at(it.was_behind, self._keys(it.was_behind)))
-                if it.behind is not it.was_latest:
-                    new.extend(_at(it.behind, self._keys(it.behind)))
-        self.db.executemany("DELETE FROM keys WHERE path = ? AND key = ? AND offset = ?", gone)
-        self.db.executemany("UPDATE keys SET offset = ? WHERE path = ? AND key = ? AND offset = ?", moved)
-        insert(self.db, "INSERT INTO keys", new)
-
-    def _keys(self, entry: Entry | None) -> Keys:
-        return keys_of(entry.body, self._paths) if entry is not None else set()
+    def _drop_behind(self) -> None:
+        """Makes the place behind each latest event right for what was found."""
+        for it in self._standings.values():
+            if it.was_behind is not None and it.behind is None:
+                self.db.execute("DELETE FROM latest WHERE offset = ?", (it.was_behind.entry.offset,))
+            elif it.behind is not None and it.behind is it.was_latest:
+                self.db.execute("UPDATE latest SET behind = 1 WHERE offset = ?", (it.behind.entry.offset,))
 
     def _check_free(self, key: str) -> None:
         since = self.now - REMEMBERED_SECONDS * 1_000_000
@@ -216,10 +208,38 @@ class Transaction:
         self.db.execute("REPLACE INTO meta VALUES ('probe', zeroblob(?))", (size,))
 
 
-def _first(row: tuple[Any, ...]) -> int:
-    offset: int = row[0]
-    return offset
+class _KeyChanges:
+    """What changes in the table `keys`."""
+
+    def __init__(self) -> None:
+        self._gone: list[tuple[int, str, int]] = []
+        self._new: list[tuple[int, str, int]] = []
+        self._moved: list[tuple[int, int, str, int]] = []
+
+    def add(self, it: Standing) -> None:
+        was, now = it.was_latest, it.latest
+        if was is None or now is None or was.keys != now.keys or it.behind is not it.was_behind:
+            self._add(_rows(was, it.was_behind), _rows(now, it.behind))
+        elif was is not now:  # as a rule: o-1 is still of c-1
+            self._moved.extend((now.entry.offset, *row) for row in _key_rows(was))
+
+    def _add(self, before: list[Row], after: list[Row]) -> None:
+        for row in before:
+            if row not in after:
+                self._gone.extend(_key_rows(row))
+        for row in after:
+            if row not in before:
+                self._new.extend(_key_rows(row))
+
+    def write(self, db: sqlite3.Connection) -> None:
+        delete_keys(db, self._gone)
+        db.executemany("UPDATE keys SET offset = ? WHERE path = ? AND key = ? AND offset = ?", self._moved)
+        insert(db, "INSERT INTO keys", self._new)
 
 
-def _at(entry: Entry | None, keys: Keys) -> list[tuple[int, str, int]]:
-    return [(*key, entry.offset) for key in keys] if entry is not None else []
+def _rows(*rows: Row | None) -> list[Row]:
+    return [row for row in rows if row is not None]
+
+
+def _key_rows(row: Row) -> list[tuple[int, str, int]]:
+    return key_rows(row.keys, row.entry.offset)

@@ -10,7 +10,7 @@ import os
 import queue
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import orjson
 
-from gateway.filters import index_key, keys_at
+from gateway.filters import keys_at
 from gateway.log import LogCorruptError, LogUnavailableError
 
 logger = logging.getLogger(__name__)
@@ -34,8 +34,9 @@ _ALPHABET: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 # `state` is written by retention alone; until then the head is the last event's.
 # `latest` has the latest event of each subject (behind = 0) and the latest order.* event where it stands
 # behind a later one of another type (behind = 1). Its rows lie in log order, so a snapshot is a scan of
-# it; `json` is null as long as `events` has the event, so that nothing is written twice.
-# `keys` has an entry for each row of `latest`, path of the index and key: path 0 is the type.
+# it, and so does an index on it. `json` is null as long as `events` has the event, so that nothing is
+# written twice; `keys` tells which rows of the table `keys` are its own: [[path, key], ...] as JSON.
+# `keys` has a row for each row of `latest`, path of the index (by its number) and key there.
 _SCHEMA: Final = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE state (first INTEGER NOT NULL, head INTEGER NOT NULL, accepted INTEGER NOT NULL);
@@ -47,9 +48,10 @@ CREATE TABLE events (
 CREATE UNIQUE INDEX events_identity ON events (id, source);
 CREATE TABLE latest (
   offset INTEGER PRIMARY KEY, subject TEXT NOT NULL, behind INTEGER NOT NULL, is_order INTEGER NOT NULL,
-  prev INTEGER NOT NULL, accepted INTEGER NOT NULL, json BLOB
+  type TEXT NOT NULL, prev INTEGER NOT NULL, accepted INTEGER NOT NULL, keys BLOB NOT NULL, json BLOB
 );
 CREATE UNIQUE INDEX latest_subject ON latest (subject, behind);
+CREATE INDEX latest_type ON latest (type, offset);
 CREATE TABLE keys (
   path INTEGER NOT NULL, key TEXT NOT NULL, offset INTEGER NOT NULL, PRIMARY KEY (path, key, offset)
 ) WITHOUT ROWID;
@@ -76,15 +78,22 @@ _PRAGMAS: Final = (
     "secure_delete = OFF",
 )
 
-HEAD: Final = "SELECT first, max(head, coalesce((SELECT max(offset) FROM events), 0)) FROM state"
+_BOUNDS: Final = "SELECT first, max(head, coalesce((SELECT max(offset) FROM events), 0)) FROM state"
+_ACCEPTED: Final = (
+    "SELECT max(accepted, coalesce((SELECT accepted FROM events ORDER BY offset DESC LIMIT 1), 0)) FROM state"
+)
+_OBJECTS: Final = "SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY name"
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
-    """What a log was given when it was made."""
+class State:
+    """What a log was given when it was made, and where it stands. `accepted` is its last event's (microseconds)."""
 
     epoch: str
     secret: bytes
+    first: int
+    head: int
+    accepted: int
 
 
 def connect(path: str | None) -> sqlite3.Connection:
@@ -157,13 +166,18 @@ def select_in(db: sqlite3.Connection, sql: str, values: Sequence[Any]) -> Iterat
         yield from db.execute(sql.format(",".join("?" * len(chunk))), chunk).fetchall()
 
 
-def keys_of(body: dict[str, Any], paths: Sequence[str]) -> set[tuple[int, str]]:
-    """The index entries of an event: its type as path 0, then the paths from 1 on."""
-    keys = {(0, index_key(body["type"]))}
-    for number, path in enumerate(paths, 1):
-        for key in keys_at(body, path):
-            keys.add((number, key))
-    return keys
+def keys_of(body: dict[str, Any], paths: Sequence[str]) -> bytes:
+    """The index entries of an event as JSON: [[path's number, key], ...]."""
+    return orjson.dumps([(number, key) for number, path in enumerate(paths) for key in keys_at(body, path)])
+
+
+def key_rows(keys: bytes, offset: int) -> list[tuple[int, str, int]]:
+    """The rows of the table `keys` for what `keys_of` gave."""
+    return [(number, key, offset) for number, key in orjson.loads(keys)]
+
+
+def delete_keys(db: sqlite3.Connection, rows: Sequence[tuple[int, str, int]]) -> None:
+    db.executemany("DELETE FROM keys WHERE path = ? AND key = ? AND offset = ?", rows)
 
 
 def is_damage(error: sqlite3.Error) -> bool:
@@ -198,7 +212,7 @@ def lock(path: str) -> int:
 
 def open_database(
     path: str | None, paths: Sequence[str], random: Callable[[int], bytes]
-) -> tuple[sqlite3.Connection, Identity]:
+) -> tuple[sqlite3.Connection, State]:
     """Opens the file, and makes it a log where it is new or empty.
 
     Raises LogCorruptError for a file that is no log that this gateway can read, and LogUnavailableError
@@ -222,8 +236,7 @@ def open_database(
 
 
 def _opening_error(name: str, error: sqlite3.Error) -> Exception:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code in _DAMAGE or code == sqlite3.SQLITE_ERROR:  # the latter: a table or column is missing
+    if is_damage(error) or not hasattr(error, "sqlite_errorcode"):  # the latter: found by ourselves
         return LogCorruptError(
             f"{name} is damaged or no database ({error}): put back a copy, or move it away to begin a new log"
         )
@@ -232,7 +245,7 @@ def _opening_error(name: str, error: sqlite3.Error) -> Exception:
 
 def _prepare(
     db: sqlite3.Connection, name: str, paths: Sequence[str], random: Callable[[int], bytes]
-) -> Identity:
+) -> State:
     fresh = _is_fresh(db, name)
     if fresh:
         db.execute("PRAGMA page_size = 8192")
@@ -241,11 +254,20 @@ def _prepare(
     if fresh:
         _create(db, random)
     else:
-        _check_whole(db, name)
+        _check_schema(db)
+        _check_pages(db, name)
     with transaction(db):
         db.execute("UPDATE state SET first = first")  # where nothing can be written, say so now
         _index(db, paths)
-    return Identity(_meta(db, "epoch").decode(), _meta(db, "secret"))
+    first, head = bounds(db)
+    (accepted,) = db.execute(_ACCEPTED).fetchone()
+    return State(_meta(db, "epoch").decode(), _meta(db, "secret"), first, head, accepted)
+
+
+def bounds(db: sqlite3.Connection) -> tuple[int, int]:
+    """The offsets of the first kept event and of the head."""
+    first, head = db.execute(_BOUNDS).fetchone()
+    return first, head
 
 
 def _is_fresh(db: sqlite3.Connection, name: str) -> bool:
@@ -269,8 +291,7 @@ def _is_fresh(db: sqlite3.Connection, name: str) -> bool:
 def _create(db: sqlite3.Connection, random: Callable[[int], bytes]) -> None:
     epoch = "".join(_ALPHABET[byte % len(_ALPHABET)] for byte in random(8))
     with transaction(db):
-        for statement in _SCHEMA.split(";"):
-            db.execute(statement)
+        _create_tables(db)
         db.executemany(
             "INSERT INTO meta VALUES (?, ?)",
             [("epoch", epoch.encode()), ("secret", random(32)), ("index", b"")],
@@ -279,7 +300,20 @@ def _create(db: sqlite3.Connection, random: Callable[[int], bytes]) -> None:
         db.execute(f"PRAGMA user_version = {VERSION}")
 
 
-def _check_whole(db: sqlite3.Connection, name: str) -> None:
+def _create_tables(db: sqlite3.Connection) -> None:
+    for statement in _SCHEMA.split(";"):
+        db.execute(statement)
+
+
+def _check_schema(db: sqlite3.Connection) -> None:
+    with closing(connect(None)) as model:
+        _create_tables(model)
+        if db.execute(_OBJECTS).fetchall() != model.execute(_OBJECTS).fetchall():
+            raise sqlite3.OperationalError("its tables are not those of a log")
+
+
+def _check_pages(db: sqlite3.Connection, name: str) -> None:
+    """Reads a small file whole; in a large one damage is met when it is read."""
     pages, size = (db.execute(f"PRAGMA {each}").fetchone()[0] for each in ("page_count", "page_size"))
     if pages * size > _CHECKED_BYTES:
         return
@@ -293,7 +327,7 @@ def _check_whole(db: sqlite3.Connection, name: str) -> None:
 def _meta(db: sqlite3.Connection, key: str) -> bytes:
     row = db.execute("SELECT value FROM meta WHERE name = ?", (key,)).fetchone()
     if row is None:
-        raise sqlite3.DatabaseError(f"its {key} is missing")
+        raise sqlite3.OperationalError(f"its {key} is missing")
     return bytes(row[0])
 
 
@@ -306,10 +340,10 @@ def _index(db: sqlite3.Connection, paths: Sequence[str]) -> None:
     if built:
         logger.info("the index of latest events is built anew for %s", ", ".join(paths) or "the type alone")
     db.execute("DELETE FROM keys")
-    for row in _scan(db):
-        insert(
-            db, "INSERT INTO keys", [(*key, row[0]) for key in sorted(keys_of(orjson.loads(row[1]), paths))]
-        )
+    for offset, event in _scan(db):
+        keys = keys_of(orjson.loads(event), paths)
+        db.execute("UPDATE latest SET keys = ? WHERE offset = ?", (keys, offset))
+        insert(db, "INSERT INTO keys", key_rows(keys, offset))
     db.execute("UPDATE meta SET value = ? WHERE name = 'index'", (wanted,))
 
 

@@ -12,11 +12,12 @@ from typing import Any, Final
 import orjson
 
 from gateway.log import Appended, Entry, Lookup, Page, Remembered, Reply, Revocation
-from gateway.log._database import HEAD, select_in
+from gateway.log._database import bounds, select_in
 
 PAGE_BYTES: Final = 8 << 20  # of JSON in a page: a page of large events is shorter
 
 _BY_KEY: Final = "SELECT k.offset FROM keys k CROSS JOIN latest l ON l.offset = k.offset WHERE k.path = ? AND k.key = ? AND "
+_BY_TYPE: Final = "SELECT l.offset FROM latest l WHERE l.type = ? AND "
 _BY_SUBJECT: Final = "SELECT l.offset FROM latest l WHERE l.subject IN ({}) AND "
 _LATEST: Final = (
     "SELECT l.offset, l.prev, l.accepted, coalesce(l.json, e.json)"
@@ -49,21 +50,6 @@ class Range:
         return self.after, self.upto, self.limit
 
 
-def bounds(db: sqlite3.Connection) -> tuple[int, int]:
-    """The offsets of the first kept event and of the head."""
-    first, head = db.execute(HEAD).fetchone()
-    return first, head
-
-
-def state(db: sqlite3.Connection) -> tuple[int, int, int]:
-    """First, head, and the time (microseconds) of the last accepted event."""
-    first, head = bounds(db)
-    (accepted,) = db.execute(
-        "SELECT max(accepted, coalesce((SELECT accepted FROM events ORDER BY offset DESC LIMIT 1), 0)) FROM state"
-    ).fetchone()
-    return first, head, accepted
-
-
 def read(db: sqlite3.Connection, after: int, limit: int, announced: int) -> Page:
     """A page that ends where the loop's own knowledge did when it asked."""
     first, head = bounds(db)
@@ -89,13 +75,22 @@ def get(db: sqlite3.Connection, offsets: Sequence[int]) -> dict[int, Entry]:
 
 
 def latest(db: sqlite3.Connection, lookup: Lookup | None, paths: Sequence[str], span: Range) -> list[Entry]:
-    if lookup is None or lookup[0] not in ("subject", "type", *paths):
+    offsets = _offsets(db, lookup, paths, span) if lookup else None
+    if offsets is None:
         return [Entry(*row) for row in db.execute(_LATEST + span.where("l"), span.values).fetchall()]
-    path, keys = lookup
-    offsets = _by_subject(db, keys, span) if path == "subject" else _by_key(db, path, keys, paths, span)
     chosen = sorted(offsets, reverse=span.newest_first)[: span.limit]
     rows = select_in(db, _LATEST + "l.offset IN ({})", chosen)
     return sorted((Entry(*row) for row in rows), key=_offset, reverse=span.newest_first)
+
+
+def _offsets(db: sqlite3.Connection, lookup: Lookup, paths: Sequence[str], span: Range) -> set[int] | None:
+    """What an index tells, at least the first `limit` in range; None where there is no index."""
+    path, keys = lookup
+    if path == "subject":
+        return _by_subject(db, keys, span)
+    if path == "type":
+        return _by_type(db, keys, span)
+    return _by_path(db, paths.index(path), keys, span) if path in paths else None
 
 
 def _by_subject(db: sqlite3.Connection, keys: frozenset[str], span: Range) -> set[int]:
@@ -104,11 +99,14 @@ def _by_subject(db: sqlite3.Connection, keys: frozenset[str], span: Range) -> se
     return {offset for (offset,) in rows if span.after < offset <= span.upto}
 
 
-def _by_key(
-    db: sqlite3.Connection, path: str, keys: frozenset[str], paths: Sequence[str], span: Range
-) -> set[int]:
+def _by_type(db: sqlite3.Connection, keys: frozenset[str], span: Range) -> set[int]:
+    sql = _BY_TYPE + span.where("l")
+    types = [key[2:] for key in keys if key.startswith("s:")]
+    return {offset for each in types for (offset,) in db.execute(sql, (each, *span.values)).fetchall()}
+
+
+def _by_path(db: sqlite3.Connection, number: int, keys: frozenset[str], span: Range) -> set[int]:
     """Up to `limit` offsets of each key, in order: the first `limit` of all are among them."""
-    number = 0 if path == "type" else paths.index(path) + 1
     sql = _BY_KEY + span.where("k")
     return {offset for key in keys for (offset,) in db.execute(sql, (number, key, *span.values)).fetchall()}
 

@@ -1,14 +1,12 @@
 """Retention: takes out of the log what is too old or too much, in steps so short that no append feels them."""
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
-
-import orjson
 
 from gateway.log import Retention
 from gateway.log._append import REMEMBERED_SECONDS
-from gateway.log._database import keys_of, transaction
+from gateway.log._database import delete_keys, key_rows, transaction
 
 STEP: Final = 300  # rows of each kind that one step takes out at most, unless more were just appended
 _PAUSE: Final = 1_000_000  # microseconds between two looks at the clock's work
@@ -20,11 +18,8 @@ class Retainer:
     `now` gives microseconds since 1970.
     """
 
-    def __init__(
-        self, retention: Retention, paths: Sequence[str], now: Callable[[], int], first: int
-    ) -> None:
+    def __init__(self, retention: Retention, now: Callable[[], int], first: int) -> None:
         self._retention = retention
-        self._paths = paths
         self._now = now
         self._looked = 0
         self._more = False
@@ -78,12 +73,11 @@ class Retainer:
     def _drop_latest(self, db: sqlite3.Connection, first: int, limit: int) -> int:
         cutoff = self._now() - _microseconds(self._retention.latest_age)
         rows = db.execute(
-            "SELECT offset, json FROM (SELECT * FROM latest WHERE offset < ? ORDER BY offset LIMIT ?)"
+            "SELECT offset, keys FROM (SELECT * FROM latest WHERE offset < ? ORDER BY offset LIMIT ?)"
             " WHERE accepted < ?",
             (first, limit, cutoff),
         ).fetchall()
-        keys = [(*key, offset) for offset, json in rows for key in keys_of(orjson.loads(json), self._paths)]
-        db.executemany("DELETE FROM keys WHERE path = ? AND key = ? AND offset = ?", keys)
+        delete_keys(db, [row for offset, keys in rows for row in key_rows(keys, offset)])
         db.executemany("DELETE FROM latest WHERE offset = ?", [(offset,) for offset, _ in rows])
         return len(rows)
 

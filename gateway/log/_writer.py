@@ -17,7 +17,7 @@ from typing import Any, Final, TypeAlias
 from gateway.event import Event
 from gateway.log import ConflictError, Entry, KeyTakenError, LogUnavailableError
 from gateway.log._append import Transaction
-from gateway.log._database import WAL_BYTES, Pool, is_damage, transaction
+from gateway.log._database import WAL_BYTES, Pool, State, is_damage, transaction
 from gateway.log._retention import Retainer
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class Health:
 
     def explain(self, error: Exception) -> str:
         """One line for an exception; damage is kept in mind."""
-        if not isinstance(error, sqlite3.Error):
+        if type(error) not in (sqlite3.OperationalError, sqlite3.DatabaseError):  # our fault, not the disk's
             logger.error("the log failed", exc_info=error)
         reason = f"{self.name}: {' '.join(str(error).split()) or type(error).__name__}"
         if isinstance(error, sqlite3.Error) and is_damage(error):
@@ -83,8 +83,7 @@ class Writer:
         *,
         path: str | None,
         paths: Sequence[str],
-        head: int,
-        accepted: int,
+        state: State,
         retainer: Retainer,
         health: Health,
         now: Callable[[], int],
@@ -94,8 +93,8 @@ class Writer:
         self._readers = readers
         self._wal = Path(path + "-wal") if path else None
         self._paths = paths
-        self._head = head
-        self._accepted = accepted
+        self._head = state.head
+        self._accepted = state.accepted
         self._retainer = retainer
         self._health = health
         self._now = now
@@ -152,7 +151,9 @@ class Writer:
             outcomes = [(write, LogUnavailableError(reason)) for write in writes]
         else:
             self._health.fault = None
-            self._head, self._accepted, entries = work.head, work.accepted, work.entries
+            entries = work.entries
+            if entries:
+                self._head, self._accepted = entries[-1].offset, entries[-1].accepted
             self._trim_wal(sum(write.size for write in writes))
         seconds = time.perf_counter() - started
         self._post(Commit(self._retainer.first, self._head, entries, outcomes, seconds))

@@ -30,7 +30,7 @@ from gateway.log import (
 )
 from gateway.log import _queries as queries
 from gateway.log._append import REMEMBERED_SECONDS, Transaction
-from gateway.log._database import Identity, Pool, connect, lock, open_database
+from gateway.log._database import Pool, State, bounds, connect, lock, open_database
 from gateway.log._retention import Retainer
 from gateway.log._writer import Commit, Health, Outcome, Write, Writer
 
@@ -67,7 +67,8 @@ class SqliteLog:
         self._random = random
         self._stats = stats or LogStats()
         self._health = Health(path or "the log in memory")
-        self._identity = Identity("", b"")
+        self._epoch = ""
+        self._secret = b""
         self._first = 1
         self._head = 0
         self._on_append: OnAppend = _ignore
@@ -79,11 +80,11 @@ class SqliteLog:
 
     @property
     def epoch(self) -> str:
-        return self._identity.epoch
+        return self._epoch
 
     @property
     def secret(self) -> bytes:
-        return self._identity.secret
+        return self._secret
 
     @property
     def first(self) -> int:
@@ -104,24 +105,26 @@ class SqliteLog:
     def _open(self) -> None:
         self._lock = lock(self._path) if self._path else None
         try:
-            db, self._identity = open_database(self._path, self._paths, self._random)
+            db, state = open_database(self._path, self._paths, self._random)
         except BaseException:
             self._unlock()
             raise
+        self._epoch, self._secret = state.epoch, state.secret
+        self._first, self._head = state.first, state.head
         self._pool = self._readers = Pool([db])
         if self._path:
             self._readers = Pool([connect(self._path) for _ in range(_READERS)])
         self._executor = ThreadPoolExecutor(_READERS, thread_name_prefix="log-reader")
-        self._first, self._head, accepted = queries.state(db)
-        retainer = Retainer(self._retention, self._paths, self._microseconds, self._first)
-        self._writer = Writer(
+        self._writer = self._make_writer(state)
+
+    def _make_writer(self, state: State) -> Writer:
+        return Writer(
             self._pool,
             self._readers if self._path else None,
             path=self._path,
             paths=self._paths,
-            head=self._head,
-            accepted=accepted,
-            retainer=retainer,
+            state=state,
+            retainer=Retainer(self._retention, self._microseconds, state.first),
             health=self._health,
             now=self._microseconds,
             post=self._post,
@@ -261,7 +264,7 @@ class SqliteLog:
     async def check(self) -> str | None:
         try:
             async with asyncio.timeout(_CHECK_SECONDS):
-                await self._read(queries.state)
+                await self._read(bounds)
                 if self._health.fault:  # a write of some size tells whether its cause is gone
                     await self._write(lambda work: work.probe(_PROBE_BYTES))
                     await self._write(lambda work: work.probe(0))
@@ -285,7 +288,8 @@ class SqliteLog:
             try:
                 return query(db)
             finally:
-                db.execute("ROLLBACK")
+                if db.in_transaction:  # SQLite itself ends it on some errors
+                    db.execute("ROLLBACK")
 
     def _check_open(self) -> None:
         if not self._is_open:

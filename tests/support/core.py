@@ -1,0 +1,116 @@
+"""What the tests of the core are made of: a clock and a loop turned by hand, events, entries and a log in memory."""
+
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import orjson
+
+from gateway.event import Defaults, Event, make_event
+from gateway.log import Entry, OnAppend, Retention
+from gateway.log.sqlite import SqliteLog
+
+NOON = 1_780_000_000.0  # seconds since 1970
+Body = dict[str, Any]
+
+
+class Clock:
+    """Seconds, moved by hand."""
+
+    def __init__(self, now: float = NOON) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Schedule:
+    """The part of an event loop that the flusher needs, turned by hand. `now` is its clock in seconds."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._soon: list[Callable[[], object]] = []
+        self._later: list[tuple[float, Callable[[], object]]] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def call_soon(self, callback: Callable[[], object], /) -> None:
+        self._soon.append(callback)
+
+    def call_later(self, delay: float, callback: Callable[[], object], /) -> None:
+        self._later.append((self.now + delay, callback))
+
+    def turn(self) -> None:
+        """One turn: what was to be called soon or is due, and nothing that these ask for."""
+        due = [callback for moment, callback in self._later if moment <= self.now]
+        self._later = [each for each in self._later if each[0] > self.now]
+        soon, self._soon = self._soon, []
+        for callback in soon + due:
+            callback()
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+        self.turn()
+
+    @property
+    def idle(self) -> bool:
+        return not self._soon and not self._later
+
+    def settle(self) -> None:
+        """Turns, and lets time pass, until nothing is left to call."""
+        while not self.idle:
+            self.advance(1.0 if not self._soon else 0.0)
+
+
+def body_of(type_: str = "order.updated", subject: str | None = "o-1", data: Any = None, **more: Any) -> Body:
+    """An event as its producer sends it."""
+    return {"type": type_, **({"subject": subject} if subject else {}), "data": data, **more}
+
+
+def event_of(body: Body, defaults: Defaults | None = None) -> Event:
+    return make_event(dict(body), defaults or Defaults(), max_bytes=1 << 20)
+
+
+class History:
+    """Entries as a log would make them of bodies, with their places and predecessors."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self._latest: dict[str, Entry] = {}
+        self._ids = itertools.count(1)
+
+    def add(self, body: Body) -> Entry:
+        filled = {"id": str(next(self._ids)), "source": "/s", "specversion": "1.0", **body}
+        before = self._latest.get(filled.get("subject", ""))
+        entry = Entry(
+            len(self.entries) + 1,
+            before.offset if before else 0,
+            int(NOON * 1e6) + len(self.entries),
+            orjson.dumps(filled),
+            previous=before.json if before else None,
+        )
+        self.entries.append(entry)
+        if "subject" in filled:
+            self._latest[filled["subject"]] = entry
+        return entry
+
+    def extend(self, bodies: Sequence[Body]) -> list[Entry]:
+        return [self.add(body) for body in bodies]
+
+
+@contextlib.asynccontextmanager
+async def memory_log(
+    on_append: OnAppend = lambda _entries: None,
+    *,
+    retention: Retention | None = None,
+    now: Callable[[], float] | None = None,
+) -> AsyncIterator[SqliteLog]:
+    """An open log in memory."""
+    log = SqliteLog(None, retention=retention or Retention(), now=now or Clock())
+    await log.open(on_append)
+    try:
+        yield log
+    finally:
+        await log.close()

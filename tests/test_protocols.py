@@ -1,0 +1,385 @@
+"""What the fast path takes from the private parts of uvicorn and websockets, named one by one.
+
+An upgrade that renames or changes any of it fails here first, and says what. The tables are compared with the
+source of the gateway, so they can neither miss a name nor keep one that is no longer used.
+"""
+
+import ast
+import asyncio
+import inspect
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httptools
+import pytest
+import uvicorn
+import websockets.http11
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from uvicorn.server import ServerState
+from websockets.exceptions import InvalidState
+from websockets.server import ServerProtocol
+
+import gateway.protocols
+import gateway.server
+from gateway.protocols import MAX_HANDSHAKE_HEADERS, MAX_HANDSHAKE_LINE
+from tests.support.serving import serving_app
+from tests.support.sockets import CLOSE, DEADLINE, PING, TEXT, Peer, WebSocketPeer, frame, handshake, request
+
+# Methods that are overridden or called: their parameters after self.
+WEBSOCKET_METHODS = {
+    "__init__": ["config", "server_state", "app_state", "_loop"],
+    "connection_made": ["transport"],
+    "connection_lost": ["exc"],
+    "pause_writing": [],
+    "data_received": ["data"],
+    "handle_connect": ["event"],
+    "handle_ping": [],
+    "handle_close": ["event"],
+    "handle_parser_exception": [],
+    "send_receive_event_to_app": [],
+    "schedule_ping": [],
+    "send_keepalive_ping": [],
+    "keepalive_timeout": [],
+    "stop_keepalive": [],
+    "shutdown": [],
+}
+# What a new instance has, and its value then; Any where only the type of use matters.
+WEBSOCKET_ATTRIBUTES: dict[str, Any] = {
+    "loop": Any,
+    "config": Any,
+    "logger": Any,
+    "transport": None,
+    "conn": Any,
+    "queue": Any,
+    "writable": Any,
+    "frames": [],
+    "curr_msg_data_type": "bytes",
+    "handshake_initiated": False,
+    "close_sent": False,
+    "close_timer": None,
+    "read_paused": False,
+    "ping_interval": 20.0,
+    "ping_timer": None,
+    "last_ping_rtt": 0.0,
+}
+WEBSOCKET_HANDSHAKE_ATTRIBUTES = {"scope", "request", "response"}  # set by handle_connect
+CONN_MEMBERS = {"handshake_exc", "send_close", "data_to_send", "fail", "close_sent"}
+
+HTTP_METHODS = {
+    "__init__": ["config", "server_state", "app_state", "_loop"],
+    "connection_made": ["transport"],
+    "connection_lost": ["exc"],
+    "pause_writing": [],
+    "data_received": ["data"],
+    "on_message_begin": [],
+    "on_headers_complete": [],
+    "on_response_complete": [],
+    "_should_upgrade": [],
+    "_get_upgrade": [],
+    "handle_websocket_upgrade": [],
+    "_unsupported_upgrade_warning": [],
+    "send_400_response": ["msg"],
+    "shutdown": [],
+}
+HTTP_ATTRIBUTES: dict[str, Any] = {
+    "loop": Any,
+    "config": Any,
+    "logger": Any,
+    "transport": None,
+    "flow": None,
+    "parser": Any,
+    "cycle": None,
+    "scope": None,
+    "headers": None,
+}
+HTTP_REQUEST_ATTRIBUTES = {"url"}  # set by on_message_begin
+FLOW_MEMBERS = {"write_paused", "drain"}
+CYCLE_MEMBERS = {"response_complete", "keep_alive"}
+PARSER_MEMBERS = {"should_upgrade", "get_method", "get_http_version"}
+
+SERVER_METHODS = {
+    "__init__": ["config"],
+    "serve": ["sockets"],
+    "shutdown": ["sockets"],
+    "capture_signals": [],
+    "handle_exit": ["sig", "frame"],
+}
+SERVER_ATTRIBUTES = {"should_exit": False, "force_exit": False}
+
+
+def _app(_scope: Any, _receive: Any, _send: Any) -> Any:
+    raise AssertionError("never called")
+
+
+async def _instance(cls: Callable[..., Any]) -> Any:
+    config = uvicorn.Config(_app, http="httptools", ws="websockets-sansio", log_config=None)
+    return cls(config=config, server_state=ServerState(), app_state={})
+
+
+def _parameters(function: Any) -> list[str]:
+    return [name for name in inspect.signature(function).parameters if name != "self"]
+
+
+@pytest.mark.parametrize(
+    ("cls", "methods"),
+    [
+        (WebSocketsSansIOProtocol, WEBSOCKET_METHODS),
+        (HttpToolsProtocol, HTTP_METHODS),
+        (uvicorn.Server, SERVER_METHODS),
+    ],
+)
+def test_the_methods_of_uvicorn_have_the_known_parameters(cls: Any, methods: dict[str, list[str]]) -> None:
+    """What is overridden is called by uvicorn, and what is called exists, both with these parameters."""
+    found = {name: _parameters(getattr(cls, name)) if hasattr(cls, name) else None for name in methods}
+    assert found == methods
+
+
+@pytest.mark.parametrize(
+    ("cls", "attributes"),
+    [(WebSocketsSansIOProtocol, WEBSOCKET_ATTRIBUTES), (HttpToolsProtocol, HTTP_ATTRIBUTES)],
+)
+async def test_a_new_protocol_has_the_known_attributes(cls: Any, attributes: dict[str, Any]) -> None:
+    """Each attribute is there from the start, with the value that the fast path counts on."""
+    instance = await _instance(cls)
+    missing = object()
+    found = {name: getattr(instance, name, missing) for name in attributes}
+    assert [name for name, value in found.items() if value is missing] == []
+    assert {name: found[name] for name, value in attributes.items() if value is not Any} == {
+        name: value for name, value in attributes.items() if value is not Any
+    }
+
+
+def test_a_new_server_has_the_known_attributes() -> None:
+    """The two flags by which a drain and a second signal are told apart."""
+    server = uvicorn.Server(uvicorn.Config(_app))
+    assert {name: getattr(server, name) for name in SERVER_ATTRIBUTES} == SERVER_ATTRIBUTES
+
+
+@pytest.mark.parametrize(
+    ("make", "members"),
+    [
+        (ServerProtocol, CONN_MEMBERS),
+        (lambda: FlowControl(asyncio.Transport()), FLOW_MEMBERS),
+        (lambda: httptools.HttpRequestParser(object()), PARSER_MEMBERS),
+    ],
+)
+def test_the_parts_of_a_protocol_have_the_known_members(make: Callable[[], Any], members: set[str]) -> None:
+    """What the protocols reach through: websockets' state machine, uvicorn's flow control, httptools."""
+    part = make()
+    assert {name for name in members if not hasattr(part, name)} == set()
+
+
+def test_a_request_cycle_takes_keep_alive_and_tells_when_its_response_is_complete() -> None:
+    """Both are plain attributes of the cycle; the first is also a parameter."""
+    source = inspect.getsource(RequestResponseCycle.__init__)
+    assert "keep_alive" in _parameters(RequestResponseCycle.__init__)
+    assert all(f"self.{name} = " in source for name in CYCLE_MEMBERS)
+
+
+def test_the_limits_of_a_handshake_are_those_of_websockets() -> None:
+    """What is let through to websockets is within its limits, so that each refusal gets an answer."""
+    limits = (websockets.http11.MAX_NUM_HEADERS, websockets.http11.MAX_LINE_LENGTH)
+    assert limits == (MAX_HANDSHAKE_HEADERS, MAX_HANDSHAKE_LINE + len("\r\n"))
+
+
+# Nothing is used that is not named above
+
+
+class _Uses(ast.NodeVisitor):
+    """The members of `self` that a class uses, and the members of those (`self.conn.fail`)."""
+
+    def __init__(self) -> None:
+        self.own: set[str] = set()
+        self.inner: dict[str, set[str]] = {}
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        match node.value:
+            case ast.Name(id="self") | ast.Call(func=ast.Name(id="super")):
+                self.own.add(node.attr)
+            case ast.Attribute(value=ast.Name(id="self"), attr=outer):
+                self.inner.setdefault(outer, set()).add(node.attr)
+        self.generic_visit(node)
+
+
+def _uses(module: Any, cls: Any) -> _Uses:
+    """What the gateway's class takes from its bases outside the gateway."""
+    tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+    body = next(each for each in tree.body if isinstance(each, ast.ClassDef) and each.name == cls.__name__)
+    uses = _Uses()
+    uses.visit(body)
+    overridden = {each.name for each in body.body if isinstance(each, ast.FunctionDef)}
+    own = {name for each in cls.__mro__ if each.__module__.startswith("gateway.") for name in vars(each)}
+    set_here = set(own) | {"_node", "_head_timer", "_head_bytes", "_upgrade", "_abort_timer"}
+    foreign = next(each for each in cls.__mro__ if not each.__module__.startswith("gateway."))
+    uses.own = {name for name in uses.own | overridden if name not in set_here or hasattr(foreign, name)}
+    return uses
+
+
+@pytest.mark.parametrize(
+    ("module", "cls", "named"),
+    [
+        (
+            gateway.protocols,
+            gateway.protocols.WebSocketProtocol,
+            WEBSOCKET_METHODS.keys() | WEBSOCKET_ATTRIBUTES.keys() | WEBSOCKET_HANDSHAKE_ATTRIBUTES,
+        ),
+        (
+            gateway.protocols,
+            gateway.protocols.HttpProtocol,
+            HTTP_METHODS.keys() | HTTP_ATTRIBUTES.keys() | HTTP_REQUEST_ATTRIBUTES,
+        ),
+        (gateway.server, gateway.server.Server, SERVER_METHODS.keys() - {"serve"} | SERVER_ATTRIBUTES.keys()),
+    ],
+)
+def test_every_private_name_in_use_stands_in_the_tables(module: Any, cls: Any, named: set[str]) -> None:
+    """A name that the source uses and the tables miss, or the other way round, is a fault of this file."""
+    shared = {"loop"} if "loop" in named else set()  # used by the common base of both protocols
+    assert _uses(module, cls).own | shared == set(named)
+
+
+def test_every_private_part_in_use_stands_in_the_tables() -> None:
+    """The same for what is reached through `conn`, `flow`, `cycle` and `parser`."""
+    websocket = _uses(gateway.protocols, gateway.protocols.WebSocketProtocol).inner
+    http = _uses(gateway.protocols, gateway.protocols.HttpProtocol).inner
+    assert websocket["conn"] == CONN_MEMBERS
+    assert (http["flow"], http["cycle"], http["parser"]) == (FLOW_MEMBERS, CYCLE_MEMBERS, PARSER_MEMBERS)
+
+
+# What stock uvicorn does at the places where the fast path hooks in
+
+
+async def _accept_and_return(_scope: Any, receive: Any, send: Any) -> None:
+    await receive()
+    await send({"type": "websocket.accept"})
+
+
+async def _echo(_scope: Any, receive: Any, send: Any) -> None:
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (message := await receive())["type"] == "websocket.receive":
+        await send({**message, "type": "websocket.send"})
+
+
+def _watching(base: Any, method: str, note: Callable[[Any], None]) -> Any:
+    """A subclass of uvicorn's that notes what holds right after `method`."""
+
+    def watched(self: Any, *args: Any) -> None:
+        getattr(base, method)(self, *args)
+        note(self)
+
+    return type("Watching", (base,), {method: watched})
+
+
+def test_handle_connect_makes_the_scope_before_the_application_runs() -> None:
+    """So an extension that is put into the scope right after it is seen by the application."""
+    seen: list[Any] = []
+
+    def extend(protocol: Any) -> None:
+        protocol.scope["extensions"]["a"] = protocol
+        seen.append(protocol.response.status_code)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["extensions"]["a"].scope is scope)
+        await _accept_and_return(scope, receive, send)
+
+    protocol = _watching(WebSocketsSansIOProtocol, "handle_connect", extend)
+    with serving_app(app, stock=True, ws=protocol) as served, Peer(served.port) as peer:
+        peer.send(handshake("/"))
+        assert peer.read_head()[0] == 101
+        peer.read_to_end()
+    assert seen == [101, True]
+
+
+def test_a_malformed_handshake_is_noted_and_starts_no_application() -> None:
+    """`handshake_exc` says so where no request event comes, and stock uvicorn answers nothing."""
+    seen: list[Any] = []
+
+    def note(protocol: Any) -> None:
+        seen.append((protocol.handshake_initiated, protocol.conn.handshake_exc is not None))
+        protocol.transport.close()
+
+    protocol = _watching(WebSocketsSansIOProtocol, "data_received", note)
+    with serving_app(_echo, stock=True, ws=protocol) as served, Peer(served.port) as peer:
+        peer.send(handshake("/", x_long="x" * (MAX_HANDSHAKE_LINE + 1)))
+        assert peer.read_to_end() == b""
+    assert seen == [(False, True)]
+
+
+def test_the_upgraded_protocol_takes_the_transport_before_data_received_returns() -> None:
+    """So the HTTP protocol knows afterwards that the connection is no longer its own."""
+    seen: list[bool] = []
+
+    def note(protocol: Any) -> None:
+        seen.append(protocol.transport.get_protocol() is protocol)
+
+    protocol = _watching(HttpToolsProtocol, "data_received", note)
+    with serving_app(_echo, stock=True, http=protocol) as served, WebSocketPeer(served.port) as peer:
+        peer.leave()
+    assert seen == [False]
+
+
+def test_a_close_timer_keeps_the_connection_until_the_peer_has_answered() -> None:
+    """After a close of its own uvicorn ends the transport at the peer's close, not at the application's end."""
+
+    async def app(_scope: Any, receive: Any, send: Any) -> None:
+        await _accept_and_return(_scope, receive, send)
+        await send({"type": "websocket.close", "code": 4008})
+
+    with serving_app(app, stock=True) as served, WebSocketPeer(served.port, "/") as peer:
+        assert peer.read_close() == 4008
+        (protocol,) = served.connections
+        assert protocol.close_timer is not None
+        peer.send(frame(TEXT, b"late") + frame(CLOSE, (4008).to_bytes(2, "big")))
+        assert peer.read_to_end() == b""
+
+
+def test_a_received_message_pauses_reading_until_the_application_takes_it() -> None:
+    """`read_paused` says so: a client is read no faster than its messages are worked off."""
+    gate = asyncio.Event()
+
+    async def app(_scope: Any, receive: Any, send: Any) -> None:
+        await _accept_and_return(_scope, receive, send)
+        await gate.wait()
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+
+    noted = threading.Event()
+    protocol = _watching(WebSocketsSansIOProtocol, "send_receive_event_to_app", lambda _: noted.set())
+    with serving_app(app, stock=True, ws=protocol) as served, WebSocketPeer(served.port, "/") as peer:
+        peer.send(frame(TEXT, b"one"))
+        assert noted.wait(DEADLINE)
+        (found,) = served.connections
+        assert served.call(lambda: found.read_paused)
+        served.call(gate.set)
+        peer.send(frame(PING, b"?"))
+        assert peer.read_frame().payload == b"?"
+        assert not served.call(lambda: found.read_paused)
+
+
+def test_a_cycle_without_keep_alive_ends_the_connection_with_its_response() -> None:
+    """The way in which an upgrade that is not taken ends: the client must not wait for a second answer."""
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    def forbid(protocol: Any) -> None:
+        protocol.cycle.keep_alive = False
+
+    protocol = _watching(HttpToolsProtocol, "on_headers_complete", forbid)
+    with serving_app(app, stock=True, http=protocol) as served, Peer(served.port) as peer:
+        peer.send(request("GET", "/"))
+        assert peer.read_head()[0] == 204
+        assert peer.read_to_end() == b""
+
+
+def test_a_closed_state_machine_refuses_another_close() -> None:
+    """InvalidState is what `close` of the fast path takes for "already closed"."""
+    conn = ServerProtocol()
+    with pytest.raises(InvalidState):
+        conn.send_close(1000)
+    assert conn.data_to_send() == []
