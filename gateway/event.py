@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
 
 from gateway.errors import GatewayError, Problem, pointer
 from gateway.jsontext import dumps
@@ -23,9 +24,11 @@ _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(?:\.\d+)?(?:[Zz]|[+-]\
 _URI_REFERENCE = re.compile(r"[^\x00-\x20\x7f\"<>\\^`{|}]+")
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """A valid event, ready for the log. `json` is what every subscriber gets, byte for byte."""
+class Event(NamedTuple):
+    """A valid event, ready for the log. `json` is what every subscriber gets, byte for byte.
+
+    A tuple, since a frozen dataclass takes three times as long to make, and one is made for every event.
+    """
 
     source: str
     id: str
@@ -57,8 +60,13 @@ class Defaults:
 
 def rfc3339(seconds: float) -> str:
     """RFC 3339, UTC, milliseconds."""
-    whole = int(seconds)
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{int((seconds - whole) * 1000):03d}Z"
+    milliseconds = int(seconds * 1000)
+    return f"{_whole_seconds(milliseconds // 1000)}.{milliseconds % 1000:03d}Z"
+
+
+@lru_cache(maxsize=16)
+def _whole_seconds(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def make_event(value: Any, defaults: Defaults, *, max_bytes: int, at: tuple[str | int, ...] = ()) -> Event:

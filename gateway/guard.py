@@ -39,7 +39,9 @@ class Guard:
         if origin is not None and allowed and scope["type"] == "http":
             if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
                 requested = headers.get("access-control-request-headers", "")
-                return Response(status_code=204, headers=preflight_headers(origin, requested))(scope, receive, send)
+                return Response(status_code=204, headers=preflight_headers(origin, requested))(
+                    scope, receive, send
+                )
             send = _with_headers(send, cors_headers(origin))
         return self._app(scope, receive, send)
 

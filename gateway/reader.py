@@ -6,12 +6,14 @@ long polls. A reader holds a cursor and a page at most, never a queue.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from gateway.hub import Channel, Hub
 from gateway.log import Entry, Log, Lookup
 from gateway.since import Lost, Start
 
 PAGE = 500  # entries read from the log at once
+MAX_KNOWN = 100_000  # subjects of which a conflating reader remembers where their newest message lies
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +45,15 @@ class Reader:
     _lost: Lost | None = None
     _floating: bool = False
     _index: frozenset[str] = frozenset()
-    _reason: str = "slow"
+    _reason: Literal["evicted", "slow"] = "slow"
     _newest: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def begin(cls, log: Log, hub: Hub, channel: Channel, start: Start, index: frozenset[str]) -> "Reader":
         """A reader for a new subscription. `index` are the paths by which latest events are found."""
-        return cls(
-            log, hub, channel, start.offset, start.snapshot, start.lost, start.floating, index, "evicted"
-        )
+        place = start.offset if start.snapshot is None else start.snapshot
+        reason: Literal["evicted", "slow"] = "slow" if log.first <= place + 1 else "evicted"
+        return cls(log, hub, channel, start.offset, start.snapshot, start.lost, start.floating, index, reason)
 
     def can_finish(self, upto: int) -> bool:
         """Whether the way to `upto` is short and in memory, so that `finish` may walk it in this turn."""
@@ -77,8 +79,6 @@ class Reader:
         return await self._read_log(upto, limit)
 
     async def _read_snapshot(self, start: int, limit: int) -> Batch:
-        if self.log.first <= start + 1:
-            self._reason = "slow"  # what is evicted from here on was there when this connection came
         entries = await self.log.latest(self._lookup(), after=self.offset, upto=start, limit=limit)
         if len(entries) < limit:
             self.offset, self.snapshot = start, None
@@ -117,7 +117,7 @@ class Reader:
         if self._floating:
             self._floating = False
             return None
-        return Lost(self._cursor(lost_from), to, "slow" if self._reason == "slow" else "evicted")
+        return Lost(self._cursor(lost_from), to, self._reason)
 
     def _cursor(self, offset: int) -> str:
         return self.hub.cursor_of(offset)
@@ -171,14 +171,15 @@ class Reader:
 
     async def _conflate(self, told: list[Told], end: int) -> list[Told]:
         """Drops what a message after `end` supersedes. Bounded memory: it walks each subject's chain of events
-        back from its latest one instead of remembering the subjects of all that lies ahead."""
-        subjects = {each.entry.subject for each in told} - {None} - self._newest.keys()
-        await self._find_newest({subject for subject in subjects if subject is not None}, end)
+        back from its latest one instead of remembering the subjects of all that lies ahead. A newest message
+        that was passed is looked for again: the head moves on while this client is behind."""
+        if len(self._newest) > MAX_KNOWN:
+            self._newest.clear()
+        named = {subject for each in told if (subject := each.entry.subject) is not None}
+        await self._find_newest({subject for subject in named if self._newest.get(subject, 0) <= end}, end)
         return [each for each in told if self._newest.get(each.entry.subject or "", 0) <= end]
 
     async def _find_newest(self, subjects: set[str], end: int) -> None:
-        if len(self._newest) > 100_000:
-            self._newest.clear()
         ahead = await self.log.latest_offsets(sorted(subjects)) if subjects else {}
         while ahead := {subject: offset for subject, offset in ahead.items() if offset > end}:
             entries = await self._get(set(ahead.values()))
@@ -191,5 +192,3 @@ class Reader:
                 elif offset in entries:
                     step[subject] = entries[offset].prev
             ahead = step
-        for subject in subjects:
-            self._newest.setdefault(subject, 0)

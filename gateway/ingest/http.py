@@ -2,7 +2,7 @@
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote
@@ -135,10 +135,13 @@ class _Lines:
         self._writing: asyncio.Future[Appended] | None = None
         self._done = Appended(0, 0, 0)
 
-    async def take(self, line: bytes) -> None:
-        self.number += 1
-        event = _parse_line(self._call, line, self.number)
-        if event is not None:
+    async def take(self, lines: Sequence[bytes]) -> None:
+        """Raises GatewayError with the number of the line that is wrong; those before it are taken."""
+        for line in lines:
+            self.number += 1
+            event = _parse_line(self._call, line, self.number)
+            if event is None:
+                continue
             self._group.append(event)
             if len(self.ids) <= _LISTED_IDS:
                 self.ids.append(event.id)
@@ -171,8 +174,8 @@ class _Lines:
 async def _publish_lines(call: Call) -> Response:
     lines = _Lines(call)
     try:
-        async for line in _split_lines(call):
-            await lines.take(line)
+        async for each in _split_lines(call):
+            await lines.take(each)
     except GatewayError as error:
         raise await _with_progress(call, lines, error) from None
     return respond(call.node, replace(_reply(lines.ids), appended=await lines.finish()))
@@ -200,17 +203,18 @@ async def _with_progress(call: Call, lines: _Lines, error: GatewayError) -> Gate
     )
 
 
-async def _split_lines(call: Call) -> AsyncIterator[bytes]:
+async def _split_lines(call: Call) -> AsyncIterator[Sequence[bytes]]:
+    """The lines as they come, those of a chunk at once. A last one without an end counts; one that is far too
+    long ends the reading."""
     limit = call.node.intake.sizes.event_bytes
     rest = b""
     async for chunk in call.chunks():
         *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            yield line
+        yield lines
         if len(rest) > limit + 1:  # a carriage return may follow
             break
     if rest:
-        yield rest
+        yield [rest]
 
 
 def _parse_line(call: Call, line: bytes, number: int) -> Event | None:

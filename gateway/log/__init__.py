@@ -206,11 +206,15 @@ class Log(Protocol):
     ) -> Appended:
         """Stores the events in order, as a whole; one that is in the log already counts as a duplicate.
 
-        Raises ConflictError where `expect` does not hold, KeyTakenError where `remember.key` is stored.
+        Raises KeyTakenError where `remember.key` is stored, else ConflictError where `expect` does not hold.
+        The remembered reply gets the result as its `appended`.
         """
 
     async def read(self, after: int, limit: int) -> Page:
-        """Up to `limit` entries from the first kept one after `after`."""
+        """Up to `limit` entries from the first kept one after `after`, and fewer where they are large.
+
+        A page tells nothing that `on_append` has not been given before.
+        """
 
     async def get(self, offsets: Sequence[int]) -> dict[int, Entry]:
         """The entries at these offsets, as far as they are kept."""

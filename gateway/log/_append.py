@@ -109,10 +109,11 @@ class Transaction:
 
     def append(self, events: Sequence[Event], expect: Expect | None, remember: Remember | None) -> Appended:
         """Plans an append of events that `find` has looked up. Raises before anything is planned."""
-        if expect is not None and self._standings[expect.subject].order_offset() != expect.offset:
-            raise ConflictError(expect.subject)
+        # The key first: a request that is repeated shall hear its first answer, not that it conflicts with itself.
         if remember is not None:
             self._check_free(remember.key)
+        if expect is not None and self._standings[expect.subject].order_offset() != expect.offset:
+            raise ConflictError(expect.subject)
         appended = self._append(events)
         if remember is not None:
             self._store(remember, appended)

@@ -109,11 +109,11 @@ class SqliteLog:
         except BaseException:
             self._unlock()
             raise
-        self._epoch, self._secret = state.epoch, state.secret
-        self._first, self._head = state.first, state.head
         self._pool = self._readers = Pool([db])
         if self._path:
             self._readers = Pool([connect(self._path) for _ in range(_READERS)])
+        self._epoch, self._secret = state.epoch, state.secret
+        self._first, self._head = state.first, state.head
         self._executor = ThreadPoolExecutor(_READERS, thread_name_prefix="log-reader")
         self._writer = self._make_writer(state)
 

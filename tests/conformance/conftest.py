@@ -1,5 +1,6 @@
 """What the suites of the transports share: a gateway on each server path, its cursors sealed or not."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ import pytest
 import uvloop
 
 from gateway.node import Node
-from tests.support.clients import CLIENTS, Client
+from gateway.tail import Tail
+from tests.support.clients import CLIENTS, DEADLINE, Client
 from tests.support.gateway import ServerPath, make_settings, running_gateway
 
 
@@ -45,12 +47,14 @@ class Stand:
         self.variant = variant
         self._stack = AsyncExitStack()
 
-    async def start(self, **settings: Any) -> Self:
-        """Starts the gateway with these settings on top of the variant's."""
+    async def start(self, *, tail: int | None = None, **settings: Any) -> Self:
+        """Starts the gateway with these settings on top of the variant's; `tail` entries are kept in memory."""
         chosen = make_settings(**{"cursor_key": self.variant.cursor_key, **settings})
         running = await self._stack.enter_async_context(running_gateway(chosen, self.variant.path))
         self.url, self.node = running.url, running.node
-        client = httpx.AsyncClient(base_url=self.url, timeout=30, trust_env=False)
+        if tail is not None:
+            self.node.hub.tail = Tail(self.node.log.head, max_entries=tail)
+        client = httpx.AsyncClient(base_url=self.url, timeout=30, trust_env=False, verify=False)
         self.http = await self._stack.enter_async_context(client)
         return self
 
@@ -69,6 +73,20 @@ class Stand:
         assert answer.status_code == 202, answer.text
         accepted: dict[str, Any] = answer.json()
         return accepted
+
+    def cursor(self, offset: int, start: int | None = None) -> str:
+        return self.node.cursors.encode(self.node.log.epoch, offset, start)
+
+    async def retained_from(self, first: int) -> None:
+        """Waits until the log's first event is the one at this offset."""
+        await until(lambda: self.node.log.first == first)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits until a condition holds, looking again and again."""
+    async with asyncio.timeout(DEADLINE):
+        while not condition():
+            await asyncio.sleep(0.005)
 
 
 Start = Callable[..., Awaitable[Stand]]

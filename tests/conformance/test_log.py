@@ -247,7 +247,7 @@ async def test_a_cancelled_append_is_stored_as_a_whole_or_not_at_all(open_log: O
 
 
 async def test_many_at_once(open_log: Open) -> None:
-    """Dense offsets, each caller's order kept, and every entry announced once, in order, before its caller."""
+    """Dense offsets, each caller's order kept, every entry announced once, in order, before callers and readers."""
     bench = await open_log()
     seen = 0
 
@@ -264,8 +264,17 @@ async def test_many_at_once(open_log: Open) -> None:
             seen += size
         return offsets
 
+    async def read_on() -> None:
+        while True:
+            page = await bench.log.read(max(0, bench.log.head - 10), 1000)
+            assert len(bench.announced) >= page.head
+            assert [entry.offset for entry in page.entries][-1:] in ([], [page.head])
+
+    reader = asyncio.create_task(read_on())
     for offsets in await asyncio.gather(*(publish(caller) for caller in range(24))):
         assert offsets == sorted(offsets)
+    assert not reader.done()
+    reader.cancel()
     assert [entry.offset for entry in bench.announced] == list(range(1, seen + 1))
     assert bench.stats.waiting == 0
     stored = [entry for page in range(0, seen, 500) for entry in (await bench.log.read(page, 500)).entries]
@@ -546,12 +555,11 @@ class Model:
         return int(self.clock() * 1_000_000)
 
     def append(self, events: Sequence[Event], expect: Expect | None, key: str | None) -> Appended | type:
-        if expect and expect.offset != (
-            self.orders[expect.subject].offset if expect.subject in self.orders else 0
-        ):
-            return ConflictError
         if key in self.keys:
             return KeyTakenError
+        order = self.orders.get(expect.subject) if expect else None
+        if expect and expect.offset != (order.offset if order else 0):
+            return ConflictError
         if key:
             self.keys.add(key)
         accepted, top = 0, 0 if events else self.head

@@ -203,7 +203,9 @@ class WebSocketClient(Client):
             )
         except InvalidStatus as error:
             answer = error.response
-            raise RefusedError(answer.status_code, _problem(bytes(answer.body or b"")), answer.headers) from None
+            raise RefusedError(
+                answer.status_code, _problem(bytes(answer.body or b"")), answer.headers
+            ) from None
 
     async def send(self, **message: Any) -> None:
         await self.connection.send(json.dumps(message))
@@ -266,7 +268,9 @@ class _Http:
         self._sock = sock
         self._limit = _LOW_BUFFER if small else 1 << 20
 
-    async def ask(self, target: str, headers: Mapping[str, str], method: str = "GET") -> tuple[int, dict[str, str]]:
+    async def ask(
+        self, target: str, headers: Mapping[str, str], method: str = "GET"
+    ) -> tuple[int, dict[str, str]]:
         """Sends a request without a body; status and headers (lower case) of the answer."""
         if not hasattr(self, "reader"):
             self.reader, self.writer = await asyncio.open_connection(sock=self._sock, limit=self._limit)

@@ -25,6 +25,7 @@ from gateway.settings import PREFIX, Settings
 ServerPath = Literal["fast", "portable"]
 
 START_SECONDS: Final = 30
+END_SECONDS: Final = 10
 _READY: Final = " serves "  # followed by the URL in the line that a started gateway logs
 
 
@@ -139,8 +140,22 @@ async def running_gateway(settings: Settings, path: ServerPath = "fast") -> Asyn
         try:
             yield Running(url, node)
         finally:
-            server.should_exit = True
-            await serving
+            serving.cancel()
+            await asyncio.wait((serving,))
+            listener.close()
+            await _end(server)
+
+
+async def _end(server: uvicorn.Server) -> None:
+    """As uvicorn's shutdown, without its pauses: a suite of hundreds of gateways would wait for a minute."""
+    for each in server.servers:
+        each.close()
+    state = server.server_state
+    for connection in list(state.connections):
+        connection.shutdown()
+    if state.tasks:
+        _, running = await asyncio.wait(list(state.tasks), timeout=END_SECONDS)
+        assert not running, f"requests do not end: {running}"
 
 
 def _fast(gateway: Gateway, settings: Settings, node: Node) -> uvicorn.Server:
