@@ -53,9 +53,15 @@ def make_log(settings: Settings, stats: LogStats | None = None) -> Log:
 async def open_node(settings: Settings) -> Node:
     """Opens the log and builds everything around it. Raises LogCorruptError or LogUnavailableError."""
     metrics = Metrics()
-    log = make_log(settings, LogStats(observe_append=metrics.append.observe))
+    stats = LogStats(observe_append=metrics.append.observe)
+    log = make_log(settings, stats)
     cursors = Cursors(settings.cursor_key.get_secret_value() if settings.cursor_key else None)
-    flusher = Flusher(asyncio.get_running_loop(), settings.flush_ms / 1000, observe=metrics.flushed)
+    flusher = Flusher(
+        asyncio.get_running_loop(),
+        settings.flush_ms / 1000,
+        observe=metrics.flushed,
+        more_coming=lambda: stats.waiting > 0,
+    )
     hub = Hub(flusher, lambda offset: cursors.encode(log.epoch, offset))
     await log.open(hub.publish)
     hub.begin(log.head)
@@ -97,7 +103,6 @@ def _router(node: Node) -> Router:
 
     return Router(
         [
-            path("/events", POST=http_ingest.publish),
             path("/orders", POST=orders.create, GET=orders.index),
             path("/orders/{order_id}", GET=orders.show),
             path("/orders/{order_id}/status", PATCH=orders.update),
@@ -130,6 +135,7 @@ class Application:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._router = _router(node)
+        self._publish = Endpoint(node, {"POST": http_ingest.publish}, also=("GET", "HEAD"))
         self._router.default = self._not_found
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
@@ -138,6 +144,8 @@ class Application:
             return websocket(self._node, scope, receive, send)
         if scope["type"] == "http" and path == "/events" and scope["method"] in ("GET", "HEAD"):
             return get_events(self._node, scope, receive, send)
+        if scope["type"] == "http" and path == "/events":
+            return self._publish(scope, receive, send)
         return self._router(scope, receive, send)
 
     async def _not_found(self, scope: Scope, receive: Receive, send: Send) -> None:

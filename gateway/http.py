@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,13 +131,16 @@ async def identify(node: Node, scope: Scope) -> Principal | None:
 class Endpoint:
     """A path: its handlers by method. An ASGI application.
 
-    `public` needs no caller. A GET handler answers HEAD as well.
+    `public` needs no caller. A GET handler answers HEAD as well. `also` are methods served elsewhere.
     """
 
-    def __init__(self, node: Node, handlers: Mapping[str, Handler], *, public: bool = False) -> None:
+    def __init__(
+        self, node: Node, handlers: Mapping[str, Handler], *, public: bool = False, also: Sequence[str] = ()
+    ) -> None:
         self._node = node
         self._handlers = dict(handlers)
         self._public = public
+        self._also = also
         if "GET" in handlers:
             self._handlers.setdefault("HEAD", handlers["GET"])
 
@@ -167,7 +170,7 @@ class Endpoint:
     async def _handle(self, request: StarletteRequest) -> Response:
         handler = self._handlers.get(request.method)
         if handler is None:
-            allow = ", ".join(sorted(self._handlers))
+            allow = ", ".join(sorted((*self._handlers, *self._also)))
             raise GatewayError(
                 "method_not_allowed", f"{request.method} is not allowed here", headers={"Allow": allow}
             )

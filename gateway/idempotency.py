@@ -7,7 +7,7 @@ effect. What the caller may do is so checked before any stored answer is given.
 import hashlib
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -33,6 +33,11 @@ class Slip:
         self._key = key
         self._digest = digest
         self.used = False
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the answer will be stored."""
+        return self._key is not None
 
     def remember(self, reply: Reply) -> Remember | None:
         """What to append with; None where the request has no key."""
@@ -143,12 +148,12 @@ def respond(node: Node, reply: Reply) -> Response:
     body = reply.body
     if reply.appended is not None:
         done = reply.appended
-        told = {
+        told: dict[str, Any] = {
             "accepted": done.accepted,
             "duplicates": done.duplicates,
             "cursor": node.cursors.encode(node.log.epoch, done.offset),
         }
-        body = orjson.dumps({**told, **orjson.loads(body)})
+        body = orjson.dumps(told)[:-1] + (b"," + body[1:] if len(body) > 2 else b"}")
     return Response(body, reply.status, reply.headers)
 
 
@@ -168,6 +173,3 @@ def _storage_key(call: Call) -> str | None:
         )
     parts = (caller_key(call.principal), call.request.method, call.request.url.path, key)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-__all__ = ["Perform", "Slip", "idempotent", "json_reply", "replace", "respond"]

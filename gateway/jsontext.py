@@ -76,6 +76,7 @@ def _is_exact(token: str) -> bool:
 def dumps(value: Any) -> bytes:
     """Compact UTF-8 JSON. Raises GatewayError `invalid_event` for what no JSON reader could take back."""
     try:
-        return orjson.dumps(value)
+        # Copied: orjson hands out its whole buffer, at least 4 KiB, and what is written here is kept for long.
+        return bytes(memoryview(orjson.dumps(value)))
     except (TypeError, ValueError) as error:  # nested deeper than orjson writes
         raise GatewayError("invalid_event", f"the value cannot be written as JSON: {error}") from None

@@ -140,12 +140,16 @@ class Lane:
         return written
 
 
+class Timer(Protocol):
+    def cancel(self) -> object: ...
+
+
 class Schedule(Protocol):
     """The part of an event loop that the flusher needs; `asyncio.AbstractEventLoop` is one."""
 
-    def call_soon(self, callback: Callable[[], object], /) -> object: ...
+    def call_soon(self, callback: Callable[[], object], /) -> Timer: ...
 
-    def call_later(self, delay: float, callback: Callable[[], object], /) -> object: ...
+    def call_later(self, delay: float, callback: Callable[[], object], /) -> Timer: ...
 
 
 # Called for each joined write: transport, when its events were accepted (microseconds), to how many clients.
@@ -155,7 +159,9 @@ Observe = Callable[[str, list[int], int], None]
 class Flusher:
     """Decides when lanes write: at once after a pause, else `interval` seconds after the last flush's end.
 
-    `interval` 0 is the end of the loop's turn. `position` is the offset up to which the hub has come.
+    `interval` 0 is the end of the loop's turn. `more_coming` tells whether events are on their way into the
+    log: those leave in one write with what is there, if they come within `interval`. `position` is the offset
+    up to which the hub has come.
     """
 
     def __init__(
@@ -164,16 +170,18 @@ class Flusher:
         interval: float,
         *,
         observe: Observe = lambda _transport, _times, _clients: None,
+        more_coming: Callable[[], bool] = lambda: False,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.position = 0
         self.observe = observe
         self._schedule = schedule
         self._interval = interval
+        self._more_coming = more_coming
         self._now = now
         self._dirty: list[Lane] = []
         self._turn: list[Lane] = []  # the lanes of the flush that is under way
-        self._scheduled = False
+        self._timer: Timer | None = None
         self._ended = float("-inf")
 
     def add(self, lane: Lane) -> None:
@@ -181,23 +189,26 @@ class Flusher:
 
     def kick(self) -> None:
         """Sees to it that what waits leaves in time. Called after each publish."""
-        if self._scheduled or not self._dirty:
-            return
-        if self._interval == 0:
-            self._scheduled = True
-            self._schedule.call_soon(self._run)
-            return
+        if self._turn or not self._dirty:
+            return  # a flush that is under way ends with a kick
         wait = self._ended + self._interval - self._now()
-        if wait <= 0:
-            self._run()
+        if self._interval == 0:
+            self._timer = self._timer or self._schedule.call_soon(self._due)
+        elif wait > 0:
+            self._timer = self._timer or self._schedule.call_later(wait, self._due)
+        elif self._more_coming():
+            self._timer = self._timer or self._schedule.call_later(self._interval, self._due)
         else:
-            self._scheduled = True
-            self._schedule.call_later(wait, self._run)
+            self._due()
+
+    def _due(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._turn, self._dirty = self._dirty[::-1], []
+        self._run()
 
     def _run(self) -> None:
-        self._scheduled = False
-        if not self._turn:
-            self._turn, self._dirty = self._dirty[::-1], []
         budget = SLICE
         while self._turn:
             lane = self._turn[-1]
@@ -205,7 +216,6 @@ class Flusher:
             if not lane.unfinished:
                 self._turn.pop()
             if budget <= 0 and self._turn:
-                self._scheduled = True
                 self._schedule.call_soon(self._run)
                 return
         self._ended = self._now()

@@ -12,11 +12,13 @@ import binascii
 import logging
 import random
 import socket
+import sys
 from asyncio import TimerHandle
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
+import httptools
 import orjson
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -26,6 +28,7 @@ from websockets.http11 import Request
 
 from gateway.connection import Connection
 from gateway.errors import GatewayError
+from gateway.slim import Gate, Mailbox
 from gateway.wire import chunk
 
 EXTENSION = "gateway.socket"  # the key in scope["extensions"] under which the application finds the socket
@@ -36,6 +39,11 @@ CLOSE_GRACE = 5.0  # seconds a closing peer has to take what is buffered
 MAX_HEAD_BYTES = 65536  # of a request's line and headers
 MAX_HANDSHAKE_HEADERS = 128  # limits of websockets.http11, checked here so that they get an answer
 MAX_HANDSHAKE_LINE = 8190
+
+_HEAD_TOO_LARGE = GatewayError(
+    "headers_too_large",
+    f"a request's head may have {MAX_HEAD_BYTES} bytes and {MAX_HANDSHAKE_HEADERS} headers",
+)
 
 # uvicorn logs each malformed request as a warning and each handshake with its query string, which may hold a
 # ticket. Failures of the application still come through.
@@ -96,6 +104,8 @@ class WebSocketProtocol(_Ending, WebSocketsSansIOProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.logger = _logger
+        self.queue = cast("asyncio.Queue[Any]", Mailbox())
+        self.writable = cast("asyncio.Event", Gate(is_open=True))
 
     # Socket
 
@@ -111,7 +121,9 @@ class WebSocketProtocol(_Ending, WebSocketsSansIOProtocol):
         """Also forgets the handshake, which would else stay in memory as long as the connection."""
         self.connection = connection
         self.scope.clear()  # type: ignore[attr-defined]
+        self.request.headers.clear()  # websockets' parser holds the request for ever
         del self.request, self.response
+        self.__dict__ = self.__dict__.copy()  # as large as it must be; grown, it is twice that
 
     async def drained(self) -> None:
         await self.writable.wait()
@@ -164,6 +176,11 @@ class WebSocketProtocol(_Ending, WebSocketsSansIOProtocol):
         if self.response.status_code == 101:
             cast("dict[str, Any]", self.scope["extensions"])[EXTENSION] = self
 
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if self.close_sent:
+            self.handshake_complete = True  # also by a refusal, which uvicorn would log as an error
+
     def handle_ping(self) -> None:
         """Answers, unless the peer does not read its answers (RFC 6455, 5.5.3: one pong for many pings)."""
         output = b"".join(self.conn.data_to_send())
@@ -207,6 +224,43 @@ class WebSocketProtocol(_Ending, WebSocketsSansIOProtocol):
         self._abort_soon(1.0)
 
 
+class _HeadHolder:
+    """The transport as an answer sees it: its head waits for its body, and both leave in one write.
+
+    uvicorn writes them apart, which costs a system call and, at the client, a second wake-up.
+    """
+
+    __slots__ = ("_head", "_loop", "_transport")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._head = b""
+
+    def write(self, data: bytes) -> None:
+        if self._head:
+            data, self._head = self._head + data, b""
+            self._transport.write(data)
+        elif data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 100 "):
+            self._head = data
+            self._loop.call_soon(self.release)
+        else:
+            self._transport.write(data)
+
+    def release(self) -> None:
+        """Writes the head if it still waits."""
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head)
+
+    def close(self) -> None:
+        self.release()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+
 class HttpProtocol(_Ending, HttpToolsProtocol):
     """uvicorn's HTTP protocol, and `connection.Socket` over it for a stream in chunks."""
 
@@ -216,8 +270,10 @@ class HttpProtocol(_Ending, HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self.logger = _logger
         self._head_timer: TimerHandle | None = None
-        self._head_bytes = 0
-        self._upgrade = False
+        self._pending = 0  # bytes received since the last complete head or piece of a body
+        self._in_head = False
+        self._upgrade = self._declined = False
+        self._data = self._again = b""
 
     # Socket
 
@@ -230,7 +286,14 @@ class HttpProtocol(_Ending, HttpToolsProtocol):
         return self.flow.write_paused
 
     def watch(self, connection: Connection) -> None:
+        """The answer's head is out, and what follows goes through `write`. Forgets the request, as above."""
         self.connection = connection
+        cast("_HeadHolder", self.cycle.transport).release()
+        cast("dict[str, Any]", self.scope).clear()
+        self.headers.clear()
+        self.cycle.message_event = cast("asyncio.Event", Gate(is_open=self.cycle.message_event.is_set()))
+        self.flow._is_writable_event = cast("asyncio.Event", Gate(is_open=not self.flow.write_paused))  # noqa: SLF001
+        self.__dict__ = self.__dict__.copy()
 
     async def drained(self) -> None:
         await self.flow.drain()
@@ -259,16 +322,18 @@ class HttpProtocol(_Ending, HttpToolsProtocol):
             self.connection.fall_behind()
 
     def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
-            return
-        self._head_bytes += len(data)
-        super().data_received(data)
+        self._pending += len(data)
+        while data and not self.transport.is_closing():
+            self._data, self._again = data, b""
+            super().data_received(data)
+            data = self._again
+        self._data = b""
         if self.transport.is_closing() or self.transport.get_protocol() is not self:
             return
-        if self.cycle is None or self.cycle.response_complete:
+        if self._pending > MAX_HEAD_BYTES:
+            self._answer(_HEAD_TOO_LARGE)
+        elif self._idle:
             self._await_head()
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self._answer(GatewayError("headers_too_large", f"a head may have {MAX_HEAD_BYTES} bytes"))
 
     def _await_head(self) -> None:
         """A connection that does not complete a request's head in time is ended."""
@@ -283,40 +348,69 @@ class HttpProtocol(_Ending, HttpToolsProtocol):
 
     def _head_overdue(self) -> None:
         self._head_timer = None
-        if self._head_bytes:
+        if self._pending:
             self._answer(GatewayError("request_timeout", "the request's head was not complete in time"))
         else:
             self.transport.close()
         self._abort_soon()
 
     def _answer(self, error: GatewayError) -> None:
-        if not self.transport.is_closing():
+        """Refuses what came and ends the connection; in silence where an earlier answer is still on its way."""
+        if self.transport.is_closing():
+            return
+        if not self.pipeline and (self._idle or not self.cycle.response_started):
             self.transport.write(_plain_response(error))
-            self.transport.close()
-            self._abort_soon()
+        self.transport.close()
+        self._abort_soon()
+
+    @property
+    def _idle(self) -> bool:
+        """Whether everything asked so far has been answered."""
+        return self.cycle is None or self.cycle.response_complete
 
     # HttpToolsProtocol
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._upgrade = False
+        self._in_head = True
+        self._upgrade = self._declined = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # trailers are discarded (RFC 9110, 6.5.1)
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._stop_awaiting_head()
-        self._head_bytes = 0
-        self._upgrade = self._is_handshake()
-        if not self._upgrade and len(self.headers) > MAX_HANDSHAKE_HEADERS:
-            self._answer(GatewayError("headers_too_large", f"{MAX_HANDSHAKE_HEADERS} headers are allowed"))
+        self._in_head = False
+        self._pending = 0
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if size > MAX_HEAD_BYTES or len(self.headers) > MAX_HANDSHAKE_HEADERS:
+            self._answer(_HEAD_TOO_LARGE)
+            return
+        if self.parser.get_method() == b"CONNECT":  # which httptools takes for an upgrade whatever it says
+            self._answer(GatewayError("bad_request", "this is no proxy"))
+            return
+        self._upgrade = self._idle and self._is_handshake()
+        self._declined = not self._upgrade and self.parser.should_upgrade()
+        if self._declined:
             return
         super().on_headers_complete()
-        if self._upgrade:
-            return
-        cast("dict[str, Any]", self.scope)["extensions"] = {EXTENSION: self}
-        if self.parser.should_upgrade():
-            self.cycle.keep_alive = False  # httptools reads nothing more after an upgrade that was not taken
+        if not self._upgrade:
+            cast("dict[str, Any]", self.scope)["extensions"] = {EXTENSION: self}
+            self.cycle.transport = cast("asyncio.Transport", _HeadHolder(self.transport, self.loop))
+
+    def on_body(self, body: bytes) -> None:
+        self._pending = 0
+        if not self.transport.is_closing():
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._pending = 0
+        if not self._declined and not self.transport.is_closing():
+            super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        self._head_bytes = 0
+        self._pending = 0
         self._stop_awaiting_head()
         super().on_response_complete()
 
@@ -337,14 +431,35 @@ class HttpProtocol(_Ending, HttpToolsProtocol):
             and self._get_upgrade() == b"websocket"
             and headers.get(b"sec-websocket-version") == b"13"
             and _is_key(headers.get(b"sec-websocket-key", b""))
-            and len(self.headers) <= MAX_HANDSHAKE_HEADERS
             and len(self.url) + 16 <= MAX_HANDSHAKE_LINE
             and all(len(name) + len(value) + 4 <= MAX_HANDSHAKE_LINE for name, value in self.headers)
             and not headers.keys() & {b"content-length", b"transfer-encoding"}
         )
 
     def _unsupported_upgrade_warning(self) -> None:
-        """An upgrade to what is not offered is ignored (RFC 9110, 7.8), in silence."""
+        """An upgrade to what is not offered is ignored (RFC 9110, 7.8): the request is parsed again without it.
+
+        httptools takes whatever follows the head for the other protocol's, the body of a POST as well, and
+        clients that prefer HTTP/2 offer h2c with every request.
+        """
+        if not self._declined:
+            return
+        upgrade = sys.exception()
+        assert isinstance(upgrade, httptools.HttpParserUpgrade)
+        head = [
+            self.parser.get_method(),
+            b" ",
+            self.url,
+            b" HTTP/",
+            self.parser.get_http_version().encode(),
+            b"\r\n",
+        ]
+        for name, value in self.headers:
+            if name != b"upgrade":
+                head += [name, b": ", value, b"\r\n"]
+        self._again = b"".join([*head, b"\r\n", self._data[upgrade.args[0] :]])
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
 
     def send_400_response(self, msg: str) -> None:
         self._answer(GatewayError("bad_request", msg))

@@ -37,7 +37,7 @@ def test_a_text_is_a_place_or_a_value_error(text: str) -> None:
     "text",
     [
         "", ".", "k3x", "k3x.", ".1", "k3x.-1", "k3x.01", "k3x.00", "k3x.1-", "k3x.1-02", "k3x.1-2-3", "K3X.1",
-        "k3x.1 ", " k3x.1", "k3x.1\n", "k3x.１", "k3x.١", "k3x.1.2", "k_x.1", "a" * 17 + ".1",
+        "k3x.1 ", " k3x.1", "k3x.1\n", "k3x.\uff11", "k3x.\u0661", "k3x.1.2", "k_x.1", "a" * 17 + ".1",
         f"k3x.{TOP + 1}", f"k3x.1-{TOP + 1}", "k3x." + "9" * 5000,
     ],
 )  # fmt: skip

@@ -18,6 +18,13 @@ def code_of(data: bytes) -> str:
     return caught.value.code
 
 
+def value_or_error(data: bytes) -> Any:
+    try:
+        return parse(data)
+    except GatewayError as error:
+        return error
+
+
 def number_in(data: bytes) -> Decimal:
     """A number as a reader with unlimited precision takes it."""
     return Decimal(data.decode())
@@ -53,10 +60,9 @@ numbers = st.builds(
 def test_a_number_arrives_as_it_was_sent_or_is_refused(number: str, around: bytes) -> None:
     """What is written again has the value that was read, wherever the number stands."""
     data = around % number.encode()
-    try:
-        value = parse(data)
-    except GatewayError as error:
-        assert (error.code, error.status) == ("invalid_event", 422)
+    value = value_or_error(data)
+    if isinstance(value, GatewayError):
+        assert (value.code, value.status) == ("invalid_event", 422)
         return
     while isinstance(value, (list, dict)):
         value = value[-1] if isinstance(value, list) else value["a"]
@@ -194,10 +200,9 @@ def test_parse_undoes_dumps(value: Any) -> None:
 )
 def test_any_bytes_are_a_value_or_an_error_of_ours(data: bytes) -> None:
     """Nothing that comes in makes a traceback, and what is taken can be written and read again."""
-    try:
-        value = parse(data)
-    except GatewayError as error:
-        assert error.code in ("bad_json", "invalid_event")
+    value = value_or_error(data)
+    if isinstance(value, GatewayError):
+        assert value.code in ("bad_json", "invalid_event")
     else:
         assert orjson.loads(dumps(value)) == value
 

@@ -218,19 +218,24 @@ async def test_a_damaged_schema_is_refused(path: Path) -> None:
     async with opened(path):
         pass
     with contextlib.closing(sqlite3.connect(path)) as db:
-        db.execute("DROP TABLE events")
-    assert "damaged" in await refused(path)
+        db.execute("DROP TABLE used")
+    assert "is damaged" in await refused(path)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "overwritten"])
+@pytest.mark.parametrize("damage", ["cut off", "overwritten", "one page"])
 async def test_a_damaged_file_is_refused(path: Path, damage: str) -> None:
-    """A file cut off or overwritten in the middle is found at open."""
+    """A file cut off, or with pages overwritten, is found at open."""
     async with opened(path) as log:
         await log.append(events(500, size=500))
     content = content_of(path)
     half = len(content) // 2 // 8192 * 8192
-    fill(path, content[:half] if damage == "truncated" else content[:8192] + b"\xa5" * (len(content) - 8192))
-    assert "damaged" in await refused(path)
+    damaged = {
+        "cut off": content[:half],
+        "overwritten": content[:8192] + b"\xa5" * (len(content) - 8192),
+        "one page": content[:half] + b"\xa5" * 8192 + content[half + 8192 :],
+    }
+    fill(path, damaged[damage])
+    assert "is damaged" in await refused(path)
 
 
 async def test_a_directory_and_a_missing_directory_are_refused(tmp_path: Path) -> None:

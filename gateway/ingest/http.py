@@ -21,7 +21,8 @@ INGEST = "http"
 _EVENT_TYPES = ("application/json", "application/cloudevents+json")
 _BATCH_TYPE = "application/cloudevents-batch+json"
 NDJSON = "application/x-ndjson"
-_GROUP = 500  # lines appended at once
+_GROUP, _GROUP_BYTES = 500, 512 << 10  # lines appended at once; parsed, they weigh up to 20 times as much
+_NOTHING = Appended(0, 0, 0)  # the log stores what it did in its place
 _LISTED_IDS = 1000  # ids told of a stream: its answer is bounded too
 
 
@@ -42,11 +43,9 @@ async def _prepare(call: Call, body: bytes) -> Perform:
     call.node.intake.authorize(INGEST, events, call.principal)
 
     async def perform(slip: Slip) -> Reply:
-        reply = _reply([event.id for event in events])
-        appended = await call.node.intake.append(
-            INGEST, events, remember=slip.remember(replace(reply, appended=Appended(0, 0, 0)))
-        )
-        return replace(reply, appended=appended)
+        ids = [event.id for event in events]
+        remember = slip.remember(_reply(ids, _NOTHING)) if slip.wanted else None
+        return _reply(ids, await call.node.intake.append(INGEST, events, remember=remember))
 
     return perform
 
@@ -54,9 +53,9 @@ async def _prepare(call: Call, body: bytes) -> Perform:
 _publish_whole = idempotent(_prepare)
 
 
-def _reply(ids: list[str]) -> Reply:
+def _reply(ids: list[str], appended: Appended) -> Reply:
     body = orjson.dumps({"ids": ids} if len(ids) <= _LISTED_IDS else {})
-    return Reply(202, {"Content-Type": "application/json"}, body)
+    return Reply(202, {"Content-Type": "application/json"}, body, appended)
 
 
 def _events(call: Call, body: bytes) -> list[Event]:
@@ -132,6 +131,7 @@ class _Lines:
         self.ids: list[str] = []
         self._call = call
         self._group: list[Event] = []
+        self._size = 0  # bytes of the group
         self._writing: asyncio.Future[Appended] | None = None
         self._done = Appended(0, 0, 0)
 
@@ -143,16 +143,17 @@ class _Lines:
             if event is None:
                 continue
             self._group.append(event)
+            self._size += len(event.json)
             if len(self.ids) <= _LISTED_IDS:
                 self.ids.append(event.id)
-            if len(self._group) >= _GROUP:
+            if len(self._group) >= _GROUP or self._size >= _GROUP_BYTES:
                 await self.flush()
 
     async def flush(self) -> None:
         """Hands the group to the log, after the one before is in it."""
         await self._written()
         if self._group:
-            group, self._group = self._group, []
+            group, self._group, self._size = self._group, [], 0
             self._writing = asyncio.ensure_future(self._call.node.intake.append(INGEST, group))
 
     async def finish(self) -> Appended:
@@ -178,7 +179,7 @@ async def _publish_lines(call: Call) -> Response:
             await lines.take(each)
     except GatewayError as error:
         raise await _with_progress(call, lines, error) from None
-    return respond(call.node, replace(_reply(lines.ids), appended=await lines.finish()))
+    return respond(call.node, _reply(lines.ids, await lines.finish()))
 
 
 async def _with_progress(call: Call, lines: _Lines, error: GatewayError) -> GatewayError:
@@ -219,10 +220,8 @@ async def _split_lines(call: Call) -> AsyncIterator[Sequence[bytes]]:
 
 def _parse_line(call: Call, line: bytes, number: int) -> Event | None:
     """The event of a line, None for a blank one. Raises GatewayError with the line's number."""
-    line = line.strip(b" \t\r")
-    if not line:
-        return None
     intake = call.node.intake
+    line = line.removesuffix(b"\r")
     if len(line) > intake.sizes.event_bytes:
         intake.count_invalid(INGEST)
         raise GatewayError(
@@ -230,6 +229,8 @@ def _parse_line(call: Call, line: bytes, number: int) -> Event | None:
             f"line {number}: more than {intake.sizes.event_bytes} bytes",
             members={"line": number},
         )
+    if not line.strip(b" \t\r"):
+        return None
     try:
         event = make_event(parse(line, what="the line"), intake.defaults, max_bytes=intake.sizes.event_bytes)
     except GatewayError as error:

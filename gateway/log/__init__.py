@@ -261,7 +261,7 @@ class Log(Protocol):
 
 @dataclass(slots=True)
 class LogStats:
-    """Counters that a log keeps for the metrics: seconds of each commit, and what waits to be written."""
+    """What a log tells of its work: the seconds of each commit, and how many events wait to be written now."""
 
     observe_append: Callable[[float], None] = field(default=lambda _seconds: None)
     waiting: int = 0

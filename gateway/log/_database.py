@@ -9,6 +9,8 @@ import logging
 import os
 import queue
 import sqlite3
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -51,7 +53,7 @@ CREATE TABLE latest (
   type TEXT NOT NULL, prev INTEGER NOT NULL, accepted INTEGER NOT NULL, keys BLOB NOT NULL, json BLOB
 );
 CREATE UNIQUE INDEX latest_subject ON latest (subject, behind);
-CREATE INDEX latest_type ON latest (type, offset);
+CREATE INDEX latest_type ON latest (type);
 CREATE TABLE keys (
   path INTEGER NOT NULL, key TEXT NOT NULL, offset INTEGER NOT NULL, PRIMARY KEY (path, key, offset)
 ) WITHOUT ROWID;
@@ -108,35 +110,50 @@ def connect(path: str | None) -> sqlite3.Connection:
 
 
 class Pool:
-    """Connections, each leased to one thread at a time."""
+    """Connections, each leased to one thread at a time; those who wait are served in order, so none starves."""
 
     def __init__(self, connections: Sequence[sqlite3.Connection]) -> None:
         self._size = len(connections)
-        self._free: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
-        for each in connections:
-            self._free.put(each)
+        self._free = list(connections)
+        self._waiting: deque[queue.SimpleQueue[sqlite3.Connection]] = deque()
+        self._lock = threading.Lock()
 
     @contextmanager
     def lease(self) -> Iterator[sqlite3.Connection]:
-        db = self._free.get()
+        db = self._take()
         try:
             yield db
         finally:
-            self._free.put(db)
+            self._give(db)
 
     @contextmanager
     def lease_all(self) -> Iterator[None]:
-        """Waits until nobody uses a connection, and lets nobody begin."""
-        taken = [self._free.get() for _ in range(self._size)]
+        """Waits until nobody uses a connection, and lets nobody begin. For one thread only."""
+        taken = [self._take() for _ in range(self._size)]
         try:
             yield
         finally:
             for each in taken:
-                self._free.put(each)
+                self._give(each)
+
+    def _take(self) -> sqlite3.Connection:
+        with self._lock:
+            if self._free:
+                return self._free.pop()
+            ticket: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
+            self._waiting.append(ticket)
+        return ticket.get()
+
+    def _give(self, db: sqlite3.Connection) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().put(db)
+            else:
+                self._free.append(db)
 
     def close(self) -> None:
         for _ in range(self._size):
-            self._free.get().close()
+            self._take().close()
 
 
 def chunks(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
@@ -361,6 +378,9 @@ def _scan(db: sqlite3.Connection) -> Iterable[Any]:
 @contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
     """A write transaction: committed at the end, rolled back by any exception."""
+    if db.in_transaction:  # the disk failed even the last one's end
+        db.execute("ROLLBACK")
+        db.execute("PRAGMA synchronous = FULL")
     db.execute("BEGIN IMMEDIATE")
     try:
         yield

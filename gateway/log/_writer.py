@@ -101,6 +101,7 @@ class Writer:
         self._post = post
         self._queue: queue.SimpleQueue[Write | None] = queue.SimpleQueue()
         self._stopping = False
+        self._retention_failed = False
         self._unlooked = 0
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
 
@@ -184,8 +185,12 @@ class Writer:
             with self._pool.lease() as db:
                 dropped = self._retainer.step(db, self._head, self._accepted, appended)
         except Exception as error:  # noqa: BLE001 -- tried again later; meanwhile the log only keeps more
-            logger.warning("retention failed: %s", self._health.explain(error))
+            reason = self._health.explain(error)
+            if not self._retention_failed:  # said once, not each second
+                logger.warning("retention failed: %s", reason)
+            self._retention_failed = True
             return False
+        self._retention_failed = False
         if dropped:
             self._post(Commit(self._retainer.first, self._head))
         return self._retainer.is_due(self._head)

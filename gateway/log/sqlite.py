@@ -211,6 +211,9 @@ class SqliteLog:
 
     def _announce(self, commit: Commit) -> None:
         self._first, self._head = commit.first, commit.head
+        for write, _ in commit.outcomes:
+            self._waiting -= write.size
+            self._stats.waiting -= len(write.events)
         if commit.entries:
             self._stats.observe_append(commit.seconds)
             try:
@@ -218,8 +221,6 @@ class SqliteLog:
             except Exception:
                 logger.exception("a listener of the log failed")
         for write, outcome in commit.outcomes:
-            self._waiting -= write.size
-            self._stats.waiting -= len(write.events)
             _settle(write.future, outcome)
         self._room.set()
 

@@ -1,7 +1,7 @@
 """`GET /events`: a stream or a long poll, by what the client accepts."""
 
 from starlette.requests import Request
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.auth import unauthenticated
 from gateway.errors import GatewayError
@@ -38,19 +38,22 @@ def _refused(kind: str) -> bool:
 
 async def get_events(node: Node, scope: Scope, receive: Receive, send: Send) -> None:
     """The ASGI application of GET and HEAD on the path."""
-    request = Request(scope, receive)
+    serve = await _prepare(Request(scope, receive), node)
+    await serve(scope, receive, send)
+
+
+async def _prepare(request: Request, node: Node) -> ASGIApp:
+    """What answers the request: a response, or a stream, which holds nothing of the request."""
     try:
-        principal = await identify(node, scope)
+        principal = await identify(node, request.scope)
         if principal is None:
             raise unauthenticated()
         polls = wants_poll(request.headers.get("accept"))
-        query = parse_events_query(scope["query_string"], request.headers.get("last-event-id"), node.cursors)
-        if not polls:
-            await sse.stream(Call(node, request, principal), query, send)
-            return
-        response = await longpoll.poll(Call(node, request, principal), query)
+        last_event_id = request.headers.get("last-event-id")
+        query = parse_events_query(request.scope["query_string"], last_event_id, node.cursors)
+        call = Call(node, request, principal)
+        return await longpoll.poll(call, query) if polls else sse.stream(call, query)
     except GatewayError as error:
-        response = problem_response(error, node.settings.root_path)
+        return problem_response(error, node.settings.root_path)
     except LogUnavailableError as error:
-        response = problem_response(unavailable(str(error)), node.settings.root_path)
-    await response(scope, receive, send)
+        return problem_response(unavailable(str(error)), node.settings.root_path)

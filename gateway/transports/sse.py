@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.connection import Connection, Socket
 from gateway.connections import retry_ms
@@ -29,44 +30,47 @@ _RAW_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8")] + [
 COMMENT = b":\n\n"
 
 
-async def stream(call: Call, query: Query, send: Send) -> None:
-    """Serves one stream. Raises GatewayError `forbidden` before anything is sent."""
-    node, scope, receive = call.node, call.request.scope, call.request.receive
+def stream(call: Call, query: Query) -> ASGIApp:
+    """What serves the stream. Raises GatewayError `forbidden`."""
+    node, scope = call.node, call.request.scope
     filter_ = call.principal.restrict(query.filter)
     if scope["method"] == "HEAD":
-        await Response(headers=_HEADERS, media_type=MEDIA_TYPE)(scope, receive, send)
-        return
+        return Response(headers=_HEADERS, media_type=MEDIA_TYPE)
     try:
         node.connections.admit(call.principal)
     except GatewayError as error:
-        await _turn_away(error, scope, receive, send)
-        return
+        return _turn_away(error)
     channel = node.hub.open(filter_, latest=query.latest, leave=query.leave)
     socket: Socket | None = scope.get("extensions", {}).get(EXTENSION)
     if socket is not None:
-        connection = Connection(node.streams, socket, _CHUNKS, call.principal)
-        await _stream_fast(node, connection, query.since, channel, receive, send)
-    else:
-        await _stream_portable(call, query.since, channel, send)
+        return _Fast(node, Connection(node.streams, socket, _CHUNKS, call.principal), query.since, channel)
+    return _portable(call, query.since, channel)
 
 
-async def _turn_away(error: GatewayError, scope: Scope, receive: Receive, send: Send) -> None:
+def _turn_away(error: GatewayError) -> Response:
     """Status 200, since an EventSource gives up for good on any other; it shall come back later."""
     body = _BLOCKS.farewell(error.kind.close, error.kind.title, retry_ms(), "")
-    await Response(body, headers=_HEADERS, media_type=MEDIA_TYPE)(scope, receive, send)
+    return Response(body, headers=_HEADERS, media_type=MEDIA_TYPE)
 
 
-async def _stream_fast(  # noqa: PLR0917 - an idle stream holds this frame, and no object for its arguments
-    node: Node, connection: Connection, since: Since, channel: Channel, receive: Receive, send: Send
-) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": _RAW_HEADERS})
-    with serving(node, connection):
-        await _start(connection, since, channel)
-        while (await receive())["type"] != "http.disconnect":
-            pass
+@dataclass(slots=True)
+class _Fast:
+    """A stream whose socket the server hands out: one task, and next to nothing held while it is idle."""
+
+    node: Node
+    connection: Connection
+    since: Since
+    channel: Channel
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": _RAW_HEADERS})
+        with serving(self.node, self.connection):
+            await _start(self.connection, self.since, self.channel)
+            while (await receive())["type"] != "http.disconnect":
+                pass
 
 
-async def _stream_portable(call: Call, since: Since, channel: Channel, send: Send) -> None:
+def _portable(call: Call, since: Since, channel: Channel) -> ASGIApp:
     # Importing it changes uvicorn's signal handling, so only where it serves.
     from sse_starlette import EventSourceResponse  # noqa: PLC0415
 
@@ -83,8 +87,12 @@ async def _stream_portable(call: Call, since: Since, channel: Channel, send: Sen
     response = EventSourceResponse(
         body(), headers=_HEADERS, ping=int(peer_timeout) * 1000, send_timeout=peer_timeout * 2 / 3
     )
-    with contextlib.suppress(OSError, TimeoutError):  # the client is gone
-        await response(call.request.scope, call.request.receive, send)
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        with contextlib.suppress(OSError, TimeoutError):  # the client is gone
+            await response(scope, receive, send)
+
+    return serve
 
 
 @contextlib.contextmanager

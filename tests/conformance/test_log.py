@@ -270,11 +270,17 @@ async def test_many_at_once(open_log: Open) -> None:
             assert len(bench.announced) >= page.head
             assert [entry.offset for entry in page.entries][-1:] in ([], [page.head])
 
-    reader = asyncio.create_task(read_on())
+    async def watch() -> None:
+        while True:
+            assert len(bench.announced) == bench.log.head
+            await asyncio.sleep(0)
+
+    watchers = [asyncio.create_task(read_on()), asyncio.create_task(watch())]
     for offsets in await asyncio.gather(*(publish(caller) for caller in range(24))):
         assert offsets == sorted(offsets)
-    assert not reader.done()
-    reader.cancel()
+    for watcher in watchers:
+        assert not watcher.done()
+        watcher.cancel()
     assert [entry.offset for entry in bench.announced] == list(range(1, seen + 1))
     assert bench.stats.waiting == 0
     stored = [entry for page in range(0, seen, 500) for entry in (await bench.log.read(page, 500)).entries]

@@ -6,58 +6,21 @@ of the connection, and the next client is served as if nothing had been.
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.errors import KINDS
-from gateway.protocols import HIGH_WATER
 from tests.support.gateway import GatewayProcess
-from tests.support.health import eventually, held, memory
-from tests.support.sockets import (
-    BINARY,
-    CLOSE,
-    CONTINUATION,
-    PING,
-    PONG,
-    TEXT,
-    Answer,
-    Peer,
-    PeerClosedError,
-    StreamPeer,
-    WebSocketPeer,
-    ask,
-    frame,
-    handshake,
-    request,
-    text_frame,
-)
-from tests.support.tokens import SECRET, bearer, admin_token
+from tests.support.health import check_refusal, refused, unharmed
+from tests.support.sockets import Answer, Peer, PeerClosedError, StreamPeer, ask, handshake, request
+from tests.support.strategies import CALLS, CONTENT_TYPES, CURSORS, HEADER_VALUES, JSON_TEXTS, QUERIES
+from tests.support.tokens import SECRET, admin_token, bearer
 
 EVENT = {"type": "order.created", "subject": "o-1", "data": {"orderId": "o-1"}}
 POLL = request("GET", "/events?wait=0", accept="application/json")
 RELAXED = settings(deadline=None, suppress_health_check=list(HealthCheck))
-
-
-class Target:
-    """A gateway that is abused, and what it held before."""
-
-    def __init__(self, process: GatewayProcess, headers: dict[str, str]) -> None:
-        self.process = process
-        self.port = int(process.url.rpartition(":")[2])
-        self._headers = headers
-        self._before = held(process.pid, self.port, **headers)
-        self._logged = len(process.log)
-
-    def check(self) -> None:
-        """It lives, it is silent, and nothing is left of any client."""
-        assert ask(self.port, request("GET", "/livez", connection="close")).status == 200
-        eventually(lambda: held(self.process.pid, self.port, **self._headers) == self._before)
-        assert "Traceback" not in self.process.log[self._logged :]
-        assert "ERROR" not in self.process.log[self._logged :]
 
 
 LIMITS = {"request_timeout": "0.3s", "message_rate": 1_000_000, "max_event_bytes": 65_536}
@@ -78,36 +41,15 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
 
 
 @pytest.fixture
-def target(process: GatewayProcess) -> Iterator[Target]:
-    target = Target(process, {})
-    yield target
-    target.check()
+def port(process: GatewayProcess) -> Iterator[int]:
+    with unharmed(process, {}) as port:
+        yield port
 
 
 @pytest.fixture
-def closed_target(guarded: GatewayProcess) -> Iterator[Target]:
-    target = Target(guarded, bearer(admin_token()))
-    yield target
-    target.check()
-
-
-def check_refusal(answer: Answer) -> None:
-    """RFC 9457 with a known code, and never a fault of the gateway."""
-    if answer.status < 400:
-        return
-    assert answer.headers.get("content-type") == "application/problem+json", answer
-    problem = answer.json()
-    assert problem["code"] in KINDS, answer
-    assert problem["status"] == answer.status, answer
-    assert answer.status != 500, answer
-
-
-def refused(port: int, data: bytes, status: int, code: str) -> Answer:
-    """The answer to these bytes, which is this refusal."""
-    answer = ask(port, data)
-    check_refusal(answer)
-    assert (answer.status, answer.json()["code"]) == (status, code)
-    return answer
+def guarded_port(guarded: GatewayProcess) -> Iterator[int]:
+    with unharmed(guarded, bearer(admin_token())) as port:
+        yield port
 
 
 # Bytes that are no request, or hardly one
@@ -165,64 +107,19 @@ def mutated(draw: st.DrawFn) -> bytes:
 
 @settings(RELAXED, max_examples=15)
 @given(parts=st.lists(st.binary(max_size=200).map(lambda data: data + b"\r\n\r\n"), min_size=40, max_size=40))
-def test_random_bytes_are_refused(target: Target, parts: list[bytes]) -> None:
+def test_random_bytes_are_refused(port: int, parts: list[bytes]) -> None:
     """What is no HTTP gets an answer in the one form of errors, or the end of the connection."""
-    settle(target.port, parts)
+    settle(port, parts)
 
 
 @settings(RELAXED, max_examples=30)
 @given(parts=st.lists(mutated(), min_size=40, max_size=40))
-def test_mutated_requests_never_make_the_gateway_fail(target: Target, parts: list[bytes]) -> None:
+def test_mutated_requests_never_make_the_gateway_fail(port: int, parts: list[bytes]) -> None:
     """Half a head, a second head in a body, a length that is none: refused, overdue or answered."""
-    settle(target.port, parts)
+    settle(port, parts)
 
 
 # Bodies
-
-JSON_LEAVES = st.sampled_from(
-    [
-        "null", "true", "false", "0", "-0", "1.0", "1e400", "-1e400", "1e-400", "NaN", "Infinity", "-Infinity",
-        "123456789012345678901234567890", "-9223372036854775809", "18446744073709551616", "0.1000000000000000055",
-        "٣", "1٣", "\\u0000", '"\\ud800"', '"\\udc00\\ud800"', '"\\u0000"', '"\u2028"', '"٣"', '"²"', '""', "[]", "{}",
-        '"0001-01-01T00:00:00+14:00"', '"9999-12-31T23:59:60-23:59"', '"2026-02-30T00:00:00Z"', '"order.created"',
-        '"*"', '"1.0"', '"live"', '"earliest"', '"snapshot"', '"latest"', '"aaaa.99999999999999999999"', '"a.1-2"',
-        '"data.items.*.sku"', '"data..a"', '"http://[::1"', '"a b"', "[" * 200 + "]" * 200, "[" * 100_00,
-        '{"not":' * 200 + "null" + "}" * 200, '{"a":' * 20_000, '"' + "x" * 70_000 + '"',
-    ]
-)  # fmt: skip
-NAMES = st.sampled_from(
-    [
-        "type", "subject", "id", "source", "specversion", "time", "datacontenttype", "dataschema", "data",
-        "data_base64", "tenant", "Tenant", "items", "status", "orderId", "createdAt", "for", "token", "jti", "sub",
-        "op", "since", "filter", "deliver", "leave", "exact", "prefix", "in", "gt", "exists", "all", "any", "not",
-        "data.a", "data.items.*.sku", "", "\\ud800", "url", "callbackUrl", "events", "secret", "compatibility",
-    ]
-)  # fmt: skip
-JSON_TEXTS = st.recursive(
-    JSON_LEAVES | st.integers().map(str) | st.text(max_size=8).map(json.dumps),
-    lambda inner: (
-        st.lists(inner, max_size=4).map(lambda each: f"[{','.join(each)}]")
-        | st.lists(st.tuples(NAMES, inner), max_size=6).map(
-            lambda pairs: "{" + ",".join(f'"{name}":{value}' for name, value in pairs) + "}"
-        )
-    ),
-    max_leaves=12,
-).map(lambda text: text.encode("utf-8", "surrogatepass"))
-CALLS = st.sampled_from(
-    [
-        ("POST", "/events"), ("POST", "/orders"), ("PATCH", "/orders/o-1/status"), ("PATCH", "/orders/%00%ff/status"),
-        ("POST", "/tickets"), ("POST", "/revocations"), ("POST", "/connections/x/token"), ("POST", "/subscribe"),
-        ("POST", "/webhooks"), ("PATCH", "/webhooks/x"), ("POST", "/webhooks/x/replay"), ("POST", "/schemas/a.b"),
-        ("PUT", "/schemas/a.b"), ("POST", "/dead-letters/x/redrive"),
-    ]
-)  # fmt: skip
-CONTENT_TYPES = st.sampled_from(
-    [
-        "application/json", "application/json; charset=utf-8", "application/json;charset=\"UTF-8\"",
-        "application/json; charset=latin-1", "application/json; charset", "application/cloudevents+json",
-        "application/cloudevents-batch+json", "application/x-ndjson", "text/plain", ";", "", "a/b; =; ;;",
-    ]
-)  # fmt: skip
 
 
 class Line:
@@ -232,11 +129,11 @@ class Line:
         self._port = port
         self._peer: Peer | None = None
 
-    def ask(self, data: bytes, *, head: bool = False) -> Answer:
+    def ask(self, data: bytes) -> Answer:
         if self._peer is None:
             self._peer = Peer(self._port)
         self._peer.send(data)
-        answer = self._peer.read_answer(head=head)
+        answer = self._peer.read_answer()
         if answer.headers.get("connection") == "close":
             self.close()
         return answer
@@ -249,9 +146,216 @@ class Line:
 
 @settings(RELAXED, max_examples=60)
 @given(calls=st.lists(st.tuples(CALLS, CONTENT_TYPES, JSON_TEXTS), min_size=25, max_size=25))
-def test_random_json_is_answered_by_every_endpoint(target: Target, calls: list[Any]) -> None:
+def test_random_json_is_answered_by_every_endpoint(port: int, calls: list[Any]) -> None:
     """Each body is taken or refused with a code; the connection goes on."""
-    line = Line(target.port)
+    line = Line(port)
     for (method, path), content_type, body in calls:
         check_refusal(line.ask(request(method, path, body, content_type=content_type)))
     line.close()
+
+
+@settings(RELAXED, max_examples=40)
+@given(queries=st.lists(QUERIES, min_size=25, max_size=25))
+def test_random_queries_are_answered(port: int, queries: list[str]) -> None:
+    """Of the stream, the long poll and the list of orders alike."""
+    line = Line(port)
+    for query in queries:
+        check_refusal(line.ask(request("GET", f"/events?wait=0&{query}", accept="application/json")))
+        check_refusal(line.ask(request("GET", f"/orders?{query}")))
+        with StreamPeer(port, f"/events?{query}") as stream:
+            assert stream.status in (200, 400, 422)
+    line.close()
+
+
+NAMES_OF_HEADERS = [
+    "accept", "authorization", "ce-id", "ce-source", "ce-specversion", "ce-time", "ce-type", "ce-x", "content-encoding",
+    "content-type", "cookie", "forwarded", "host", "idempotency-key", "if-match", "if-none-match", "last-event-id",
+    "origin", "range", "sec-websocket-protocol", "te", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto",
+]  # fmt: skip
+TARGETS = [
+    ("GET", "/events?wait=0"), ("GET", "/orders"), ("GET", "/orders/o-1"), ("GET", "/"), ("GET", "/static/board.js"),
+    ("GET", "/metrics"), ("GET", "/readyz"), ("POST", "/events"), ("POST", "/orders"), ("PATCH", "/orders/o-1/status"),
+    ("OPTIONS", "/events"), ("DELETE", "/connections/x"), ("GET", "/ws"),
+]  # fmt: skip
+
+
+@st.composite
+def requests_with_odd_headers(draw: st.DrawFn) -> bytes:
+    method, target = draw(st.sampled_from(TARGETS))
+    names = draw(st.lists(st.sampled_from(NAMES_OF_HEADERS), max_size=5))
+    lines = [b"host: localhost", b"accept: application/json"] if draw(st.booleans()) else []
+    lines += [name.encode() + b": " + draw(HEADER_VALUES) for name in names]
+    body = json.dumps(EVENT).encode() if method in ("POST", "PATCH") else b""
+    lines += [b"content-length: %d" % len(body), b"connection: close"]
+    return b"\r\n".join([f"{method} {target} HTTP/1.1".encode(), *lines, b"", body])
+
+
+@settings(RELAXED, max_examples=30)
+@given(parts=st.lists(requests_with_odd_headers(), min_size=40, max_size=40))
+def test_random_headers_are_answered(port: int, parts: list[bytes]) -> None:
+    """Keys, cursors, conditions, types, CloudEvents attributes: whatever they hold."""
+    settle(port, parts)
+
+
+@settings(RELAXED, max_examples=15)
+@given(parts=st.lists(requests_with_odd_headers(), min_size=40, max_size=40))
+def test_random_credentials_are_refused(guarded_port: int, parts: list[bytes]) -> None:
+    """The same where tokens are read and cursors are sealed."""
+    settle(guarded_port, parts)
+
+
+@settings(RELAXED, max_examples=10)
+@given(cursors=st.lists(CURSORS, min_size=20, max_size=20))
+def test_random_cursors_are_refused_or_become_a_gap(guarded_port: int, cursors: list[str]) -> None:
+    """In `since` a forged one is 400; as Last-Event-ID it must not end an EventSource for good."""
+    authorization = bearer(admin_token())
+    for cursor in cursors:
+        answer = ask(
+            guarded_port,
+            request("GET", f"/events?wait=0&since={cursor}", accept="application/json", **authorization),
+        )
+        assert (answer.status, answer.json()["code"]) == (400, "bad_since")
+        with StreamPeer(guarded_port, last_event_id=cursor, **authorization) as stream:
+            assert stream.status == 200
+
+
+# Single cases
+
+
+def test_a_head_of_100_kb_is_refused(port: int) -> None:
+    """A handshake too: it must not simply end without an answer."""
+    refused(port, request("GET", "/livez", x="a" * 100_000), 431, "headers_too_large")
+    refused(port, handshake(x="a" * 100_000), 431, "headers_too_large")
+    refused(port, request("GET", "/" + "a" * 100_000), 431, "headers_too_large")
+
+
+def test_200_headers_are_refused(port: int) -> None:
+    """As many as the smallest limit of what is underneath."""
+    many = {f"x{number}": "a" for number in range(200)}
+    refused(port, request("GET", "/livez", **many), 431, "headers_too_large")
+    refused(port, handshake(**many), 431, "headers_too_large")
+
+
+def test_an_endless_head_behind_a_stream_ends_the_connection(port: int) -> None:
+    """While a stream runs, the next request's head is bounded as well, and its refusal is not mixed in."""
+    with StreamPeer(port) as stream:
+        stream.read_block()
+        pour(stream, b"GET / HTTP/1.1\r\nx: ", b"a" * 65536)
+        assert b"HTTP/1.1" not in stream.read_to_end()
+
+
+def test_endless_trailers_end_the_connection(port: int) -> None:
+    """What comes after a chunked body is bounded like a head."""
+    with Peer(port) as peer:
+        chunked = request(
+            "POST",
+            "/events",
+            b"1\r\n{\r\n0\r\n",
+            transfer_encoding="chunked",
+            content_type="application/json",
+        )
+        pour(peer, chunked + b"x: ", b"a" * 65536)
+        assert peer.read_to_end()[:12] in (b"HTTP/1.1 431", b"")
+
+
+def pour(peer: Peer, first: bytes, more: bytes) -> None:
+    """Sends without end, until the gateway ends the connection."""
+    with pytest.raises(ConnectionError):
+        peer.send(first)
+        while True:
+            peer.send(more)
+
+
+def test_trailers_are_no_headers(guarded_port: int) -> None:
+    """RFC 9110, 6.5.1: a credential in a trailer is none."""
+    token = bearer(admin_token())["authorization"]
+    with Peer(guarded_port) as peer:
+        peer.send(
+            b"POST /events HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n"
+            b'content-type: application/json\r\n\r\n5\r\n{"a":\r\n0\r\nauthorization: '
+            + token.encode()
+            + b"\r\n\r\n"
+        )
+        assert peer.read_answer().status == 401
+
+
+def test_an_upgrade_that_is_not_offered_is_ignored(port: int) -> None:
+    """RFC 9110, 7.8: the request counts with its body, and the connection goes on."""
+    offer = {
+        "upgrade": "h2c",
+        "connection": "Upgrade, HTTP2-Settings",
+        "http2_settings": "AAMAAABkAARAAAAAAAIAAAAA",
+    }
+    post = request("POST", "/events", json.dumps(EVENT).encode(), content_type="application/json", **offer)
+    with Peer(port) as peer:
+        peer.send(post + request("GET", "/livez", **offer) + request("GET", "/livez"))
+        assert [peer.read_answer().status for _ in range(3)] == [202, 200, 200]
+
+
+def test_many_upgrades_in_one_segment_are_answered_one_by_one(port: int) -> None:
+    """However many are pipelined: no recursion, and each has its answer."""
+    one = request("GET", "/livez", upgrade="h2c", connection="Upgrade")
+    with Peer(port) as peer:
+        peer.send(one * 1000)
+        assert {peer.read_answer().status for _ in range(1000)} == {200}
+
+
+def test_a_handshake_behind_a_running_request_is_not_taken(port: int) -> None:
+    """Two protocols on one connection would mix, and the first would never learn that its client has gone."""
+    with StreamPeer(port) as stream:
+        stream.send(handshake())
+        stream.read_block()
+
+
+def test_post_to_the_websocket_path_with_an_upgrade_and_a_body_is_refused(port: int) -> None:
+    """A handshake is a GET without a body; what is none gets an answer all the same."""
+    refused(port, handshake().replace(b"GET", b"POST", 1), 405, "method_not_allowed")
+    refused(port, handshake(content_length="2") + b"{}", 426, "bad_request")
+    refused(port, handshake(sec_websocket_version="12"), 426, "bad_request")
+    refused(port, handshake(sec_websocket_key="short"), 426, "bad_request")
+
+
+def test_odd_but_valid_requests_are_answered(port: int) -> None:
+    """Absolute form, `OPTIONS *`, HTTP/1.0, leading empty lines, many requests in one segment."""
+    assert ask(port, request("GET", "http://localhost/livez")).status == 200
+    assert ask(port, b"\r\n\r\n" + request("GET", "/livez")).status == 200
+    check_refusal(ask(port, request("OPTIONS", "*")))
+    with Peer(port) as peer:
+        peer.send(b"GET /livez HTTP/1.0\r\nhost: localhost\r\n\r\n")
+        assert peer.read_answer().status == 200
+        assert peer.read_to_end() == b""
+    with Peer(port) as peer:
+        peer.send(request("GET", "/livez") * 100)
+        assert {peer.read_answer().status for _ in range(100)} == {200}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        request("CONNECT", "localhost:80"),
+        request("CONNECT", "/livez"),
+        request("POST", "/events", b"zz\r\nhello\r\n", transfer_encoding="chunked"),
+        request("POST", "/events", b"-1\r\n", transfer_encoding="chunked"),
+        request("POST", "/events", b"ffffffffffffffffff\r\n", transfer_encoding="chunked"),
+        request("POST", "/events", b"0\r\n\r\n", transfer_encoding="chunked", content_length="3"),
+        request("POST", "/events", content_length="-1"),
+        request("POST", "/events", content_length="1, 1"),
+        b"GET /\xff HTTP/1.1\r\nhost: localhost\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nhost: localhost\r\nx: a\x00b\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+    ],
+    ids=lambda data: str(data[:24]),
+)
+def test_what_is_no_http_is_refused(port: int, data: bytes) -> None:
+    """In the one form of errors, from below the application."""
+    refused(port, data, 400, "bad_request")
+
+
+def test_odd_ranges_and_names_of_files_are_answered(port: int) -> None:
+    """The pages' files take no ranges, and a name too long for the file system is one that is not there."""
+    assert ask(port, request("GET", "/static/board.js", range="bytes=5-1")).status == 200
+    assert ask(port, request("GET", "/", range="bytes=99999999-")).status == 200
+    refused(port, request("GET", "/static/" + "a" * 300), 404, "not_found")
+    refused(port, request("GET", "/static/..%2fpyproject.toml"), 404, "not_found")
+    refused(port, request("GET", "/static/%00"), 404, "not_found")

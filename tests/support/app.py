@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -39,6 +39,13 @@ async def in_process(**options: Any) -> AsyncIterator[InProcess]:
         transport = httpx.ASGITransport(gateway)
         async with httpx.AsyncClient(transport=transport, base_url=BASE) as http:
             yield InProcess(gateway, node, http)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Returns when the condition holds, which the loop's other tasks shall bring about."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - a condition has no event of its own
+            await asyncio.sleep(0.001)
 
 
 class Exchange:

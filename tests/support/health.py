@@ -2,23 +2,31 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tests.support.sockets import Peer, request
+from gateway.errors import KINDS
+from tests.support.gateway import GatewayProcess
+from tests.support.sockets import Answer, Peer, ask, request
 
 PATIENCE: Final = 15.0  # seconds until a condition that does not come true fails the test
 _PAUSE = 0.02
 
 
-def eventually(condition: Callable[[], Any], *, within: float = PATIENCE) -> None:
-    """Returns once the condition holds; fails with its last value otherwise."""
+def eventually_equal(look: Callable[[], Any], expected: Any, *, within: float = PATIENCE) -> None:
+    """Returns once `look` returns what is expected; fails with what it returned at last otherwise."""
     deadline = time.monotonic() + within
-    while not (last := condition()):
-        assert time.monotonic() < deadline, f"never came true within {within} s; at last {last!r}"
+    while (last := look()) != expected:
+        assert time.monotonic() < deadline, f"after {within} s still {last!r}, not {expected!r}"
         time.sleep(_PAUSE)
+
+
+def eventually(condition: Callable[[], bool], *, within: float = PATIENCE) -> None:
+    """Returns once the condition holds."""
+    eventually_equal(condition, expected=True, within=within)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +63,37 @@ def memory(pid: int) -> int:
     """Bytes of resident memory."""
     pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def port_of(process: GatewayProcess) -> int:
+    return int(process.url.rpartition(":")[2])
+
+
+@contextmanager
+def unharmed(process: GatewayProcess, headers: dict[str, str]) -> Iterator[int]:
+    """The gateway's port; afterwards it must live, have logged no fault, and hold nothing more than before."""
+    port = port_of(process)
+    before, logged = held(process.pid, port, **headers), len(process.log)
+    yield port
+    assert ask(port, request("GET", "/livez", connection="close")).status == 200
+    eventually_equal(lambda: held(process.pid, port, **headers), before)
+    assert "Traceback" not in process.log[logged:]
+    assert "ERROR" not in process.log[logged:]
+
+
+def check_refusal(answer: Answer) -> None:
+    """An error has the form of RFC 9457 with a known code, and is no fault of the gateway's."""
+    if answer.status < 400:
+        return
+    assert answer.headers.get("content-type") == "application/problem+json", answer
+    problem = answer.json()
+    assert problem["code"] in KINDS, answer
+    assert problem["status"] == answer.status != 500, answer
+
+
+def refused(port: int, data: bytes, status: int, code: str) -> Answer:
+    """The answer to these bytes, which is this refusal."""
+    answer = ask(port, data)
+    check_refusal(answer)
+    assert (answer.status, answer.json()["code"]) == (status, code)
+    return answer

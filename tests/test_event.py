@@ -1,0 +1,253 @@
+"""Events: what is taken, what is filled in, and what is refused with every fault and its place."""
+
+import base64
+import re
+import uuid
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.errors import GatewayError
+from gateway.event import Defaults, Event, is_rfc3339, make_event, rfc3339
+from tests.support.core import NOON, Clock
+
+MAX = 65_536
+
+
+def defaults() -> Defaults:
+    return Defaults("/events", Clock(NOON + 0.0625), lambda size: bytes(range(size)))
+
+
+def event(value: Any, max_bytes: int = MAX) -> Event:
+    return make_event(value, defaults(), max_bytes=max_bytes)
+
+
+def faults(value: Any, at: tuple[str | int, ...] = ()) -> dict[str, str]:
+    """The faults of a value, by pointer."""
+    with pytest.raises(GatewayError) as caught:
+        make_event(value, defaults(), max_bytes=MAX, at=at)
+    assert (caught.value.code, caught.value.status) == ("invalid_event", 422)
+    return {each.pointer: each.detail for each in caught.value.errors}
+
+
+def test_a_type_is_enough() -> None:
+    """The gateway fills in what is missing: specversion, id, source, time and datacontenttype."""
+    made = event({"type": "order.created"})
+    assert orjson.loads(made.json) == {
+        "specversion": "1.0",
+        "id": "019e7044-883e-7001-8203-040506070809",
+        "source": "/events",
+        "type": "order.created",
+        "time": "2026-05-28T20:26:40.062Z",
+        "datacontenttype": "application/json",
+    }
+
+
+def test_what_the_producer_gave_is_kept() -> None:
+    """Every attribute that came stays as it came, extensions included, and `data` may be any JSON value."""
+    given_ = {
+        "specversion": "1.0",
+        "id": "a-1",
+        "source": "https://shop.example/orders?x=1#y",
+        "type": "order.created",
+        "subject": "o-1",
+        "time": "2026-05-01T12:00:00.123456789+02:00",
+        "datacontenttype": "application/vnd.shop+json",
+        "dataschema": "/schemas/order.created/1",
+        "tenant": "north",
+        "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        "priority": 3,
+        "express": True,
+    }
+    values: list[Any] = [None, 0, "", [], {}, {"a": [1.5, None]}, "text"]
+    for data in values:
+        made = event({**given_, "data": data})
+        assert orjson.loads(made.json) == {**given_, "data": data}
+        assert (made.source, made.id, made.type, made.subject) == (
+            given_["source"], "a-1", "order.created", "o-1",
+        )  # fmt: skip
+        assert made.body == orjson.loads(made.json)
+
+
+def test_ids_are_uuidv7_of_their_moment() -> None:
+    """Version and variant as RFC 9562 has them, ordered by time, and never the same twice."""
+    clock = Clock(1_700_000_000.5)
+    ids = []
+    for _ in range(50):
+        ids.append(uuid.UUID(Defaults(now=clock).new_id()))
+        clock.now += 0.125
+    assert all((each.version, each.variant) == (7, uuid.RFC_4122) for each in ids)
+    assert [each.int >> 80 for each in ids] == [1_700_000_000_500 + n * 125 for n in range(50)]
+    assert len({Defaults(now=clock).new_id() for _ in range(1000)}) == 1000
+
+
+@settings(max_examples=200)
+@given(st.floats(0, 253_402_300_799))
+def test_filled_times_are_rfc_3339_in_milliseconds(seconds: float) -> None:
+    """UTC, three digits, and a real date."""
+    text = rfc3339(seconds)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", text)
+    assert is_rfc3339(text)
+
+
+@pytest.mark.parametrize("value", [None, [], "text", 1, True])
+def test_an_event_is_an_object(value: Any) -> None:
+    """The fault stands where the value stands in the request."""
+    assert faults(value) == {"#": "not an object"}
+    assert faults(value, at=(7,)) == {"#/7": "not an object"}
+
+
+def test_the_type_is_required() -> None:
+    """It is the one thing that the gateway cannot know."""
+    assert faults({}) == {"#/type": "is required"}
+    assert faults({"id": "1"}, at=(3,)) == {"#/3/type": "is required"}
+
+
+def test_every_fault_is_told_at_once() -> None:
+    """With its own pointer, names escaped as RFC 6901 has it."""
+    found = faults({"type": "", "subject": 5, "a/b~c": 1, "time": "yesterday", "tenant": None})
+    assert list(found) == ["#/type", "#/subject", "#/a~1b~0c", "#/time", "#/tenant"]
+
+
+BAD: dict[str, list[Any]] = {
+    "specversion": ["0.3", "1.1", 1.0, 1, None, ""],
+    "id": ["", None, 1, [], {}, True],
+    "type": ["", None, 1, [], {}],
+    "source": ["", None, 1, "a b", "a\nb", "<a>", "a\x00", 'a"b', "a\\b", "{a}", "a|b", "a^b", "a`b"],
+    "subject": ["", None, 1, []],
+    "time": [
+        "",
+        None,
+        1,
+        "2026-05-01",
+        "2026-05-01T12:00:00",
+        "2026-02-30T12:00:00Z",
+        "2026-05-01 12:00:00Z",
+    ],
+    "datacontenttype": ["", None, 1],
+    "dataschema": ["", None, 1, "a b"],
+    "data_base64": ["!", None, 1, "YQ", "YQ==\n", "YQ-_"],
+    "tenant": [None, [], {}, ["a"]],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name in BAD for value in BAD[name]])
+def test_ill_typed_attributes_are_errors(name: str, value: Any) -> None:
+    """Each attribute has a type; null is none of them, and an absent one is left out."""
+    assert list(faults({"type": "a", name: value})) == [f"#/{name}"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Data",
+        "orderId",
+        "order_id",
+        "order-id",
+        "",
+        "a" * 21,
+        "é",
+        "\uff11",
+        "data.status",
+        "Type",
+        "a b",
+        "a\n",
+        "data_base65",
+    ],
+)
+def test_unknown_attributes_are_errors(name: str) -> None:
+    """What is no CloudEvents attribute and no extension's name is a slip of the producer's."""
+    assert list(faults({"type": "a", name: "x"})) == [f"#/{name}"]
+
+
+@pytest.mark.parametrize("value", ["", "text", 0, -1, 1.5, True, False])
+def test_extensions_are_scalars_of_any_kind(value: Any) -> None:
+    """Named by 1 to 20 of a-z and 0-9."""
+    for name in ("a", "0", "tenant", "a" * 20, "traceparent"):
+        assert orjson.loads(event({"type": "a", name: value}).json)[name] == value
+
+
+def test_data_stands_once() -> None:
+    """As JSON or as base64."""
+    encoded = base64.b64encode(b"\x00\xff").decode()
+    assert event({"type": "a", "data_base64": encoded}).body["data_base64"] == encoded
+    assert list(faults({"type": "a", "data": 1, "data_base64": encoded})) == ["#/data_base64"]
+
+
+def test_the_size_is_that_of_compact_json_before_the_filling() -> None:
+    """White space, and what the gateway adds, count nothing; UTF-8 counts in bytes."""
+    value = {"type": "a", "data": "é" * 20}
+    compact = len(orjson.dumps(value))
+    assert compact == len('{"type":"a","data":""}') + 40
+    assert len(event(dict(value), compact).json) > compact
+    with pytest.raises(GatewayError) as caught:
+        event(dict(value), compact - 1)
+    assert (caught.value.code, caught.value.status) == ("too_large", 413)
+    assert [each.pointer for each in caught.value.errors] == ["#"]
+
+
+def test_what_cannot_be_written_is_no_event() -> None:
+    """Nested so deeply that nobody could be sent it."""
+    deep: Any = 1
+    for _ in range(300):
+        deep = [deep]
+    with pytest.raises(GatewayError) as caught:
+        event({"type": "a", "data": deep})
+    assert caught.value.code == "invalid_event"
+
+
+@pytest.mark.parametrize(
+    ("text", "valid"),
+    [
+        ("2026-05-01T12:00:00Z", True),
+        ("2026-05-01t12:00:00z", True),
+        ("2026-05-01T12:00:00.1234567890123Z", True),
+        ("2024-02-29T00:00:00+14:00", True),
+        ("2016-12-31T23:59:60Z", True),
+        ("0001-01-01T00:00:00-23:59", True),
+        ("2023-02-29T00:00:00Z", False),
+        ("2026-13-01T00:00:00Z", False),
+        ("2026-05-01T24:00:00Z", False),
+        ("2026-05-01T12:60:00Z", False),
+        ("2026-05-01T12:00:61Z", False),
+        ("2026-05-01T12:00:00+24:00", False),
+        ("2026-05-01T12:00:00+0200", False),
+        ("2026-05-01T12:00Z", False),
+        ("0000-01-01T00:00:00Z", False),
+        ("2026-05-01T12:00:00Z\n", False),
+        ("", False),
+    ],
+)
+def test_rfc_3339(text: str, valid: bool) -> None:
+    """Full times with an offset and a real date."""
+    assert is_rfc3339(text) is valid
+
+
+values: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2),
+    max_leaves=4,
+)
+names = st.sampled_from([*BAD, "data", "ext", "Bad"])
+
+
+@settings(max_examples=400)
+@given(st.dictionaries(names, values))
+def test_whatever_is_taken_is_a_cloudevent(value: dict[str, Any]) -> None:
+    """Random objects: an event with all required attributes, or an error with a pointer for each fault."""
+    try:
+        made = event(dict(value))
+    except GatewayError as error:
+        refused = error
+    else:
+        body = orjson.loads(made.json)
+        assert all(
+            type(body[name]) is str and body[name] for name in ("specversion", "id", "source", "type", "time")
+        )
+        assert {name: body[name] for name in value} == value
+        return
+    assert refused.code == "invalid_event"
+    assert refused.errors
