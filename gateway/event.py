@@ -60,13 +60,13 @@ class Defaults:
 
 def rfc3339(seconds: float) -> str:
     """RFC 3339, UTC, milliseconds."""
-    milliseconds = int(seconds * 1000)
-    return f"{_whole_seconds(milliseconds // 1000)}.{milliseconds % 1000:03d}Z"
+    return _rfc3339(int(seconds * 1000))
 
 
-@lru_cache(maxsize=16)
-def _whole_seconds(seconds: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+@lru_cache(maxsize=16)  # many events come within a millisecond
+def _rfc3339(milliseconds: int) -> str:
+    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(milliseconds // 1000))
+    return f"{whole}.{milliseconds % 1000:03d}Z"
 
 
 def make_event(value: Any, defaults: Defaults, *, max_bytes: int, at: tuple[str | int, ...] = ()) -> Event:
@@ -134,9 +134,12 @@ def _check_specversion(_name: str, value: Any) -> str | None:
 
 
 def _check_uri(_name: str, value: Any) -> str | None:
-    if type(value) is str and _URI_REFERENCE.fullmatch(value):
-        return None
-    return "must be a non-empty URI reference"
+    return None if type(value) is str and _is_uri_reference(value) else "must be a non-empty URI reference"
+
+
+@lru_cache(maxsize=1024)  # producers have few sources
+def _is_uri_reference(text: str) -> bool:
+    return _URI_REFERENCE.fullmatch(text) is not None
 
 
 def _check_time(_name: str, value: Any) -> str | None:

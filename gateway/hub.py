@@ -99,15 +99,18 @@ class Hub:
 
     def publish(self, entries: Sequence[Entry]) -> None:
         """Takes the log's next entries. Those that a channel wants leave by the flush that is due."""
-        for entry in entries:
-            self.tail.append(entry)
-            entry.cursor = entry.cursor or self.cursor_of(entry.offset)
-            if self._index.size:
+        if not entries:
+            return
+        if self._index.size:
+            for entry in entries:
                 self._dispatch(entry)
-            self._flusher.position = entry.offset
+                self._flusher.position = entry.offset
+        self._flusher.position = entries[-1].offset
+        self.tail.extend(entries)
         self._flusher.kick()
 
     def _dispatch(self, entry: Entry) -> None:
+        entry.cursor = self.cursor_of(entry.offset)
         for channel in self._index.matching(entry.body):
             for wire, lane in channel.lanes.items():
                 if lane.sinks:

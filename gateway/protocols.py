@@ -76,6 +76,10 @@ def _tune(transport: asyncio.Transport, peer_timeout: float) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
 
 
+def _discard(_data: bytes) -> None:
+    """Takes what is written to a client that has just gone: uvloop raises for a closed transport."""
+
+
 class _Ending:
     """Ends a transport by force where `close()` would wait for a peer that never reads."""
 
@@ -111,7 +115,7 @@ class WebSocketProtocol(_Ending, WebSocketsSansIOProtocol):
 
     @property
     def write(self) -> Callable[[bytes], None]:
-        return self.transport.write
+        return _discard if self.disconnected else self.transport.write
 
     @property
     def paused(self) -> bool:
@@ -153,6 +157,8 @@ class WebSocketProtocol(_Ending, WebSocketsSansIOProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel_abort()
         super().connection_lost(exc)
+        if self.connection is not None:
+            self.connection.finished()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -172,9 +178,10 @@ class WebSocketProtocol(_Ending, WebSocketsSansIOProtocol):
     # WebSocketsSansIOProtocol
 
     def handle_connect(self, event: Request) -> None:
+        if self.conn.accept(event).status_code != 101:
+            return  # refused by `data_received`: uvicorn would answer in plain text
         super().handle_connect(event)
-        if self.response.status_code == 101:
-            cast("dict[str, Any]", self.scope["extensions"])[EXTENSION] = self
+        cast("dict[str, Any]", self.scope["extensions"])[EXTENSION] = self
 
     async def send(self, message: Any) -> None:
         await super().send(message)
@@ -271,7 +278,7 @@ class HttpProtocol(_Ending, HttpToolsProtocol):
         self.logger = _logger
         self._head_timer: TimerHandle | None = None
         self._pending = 0  # bytes received since the last complete head or piece of a body
-        self._in_head = False
+        self._in_head = self._lost = False
         self._upgrade = self._declined = False
         self._data = self._again = b""
 
@@ -279,7 +286,7 @@ class HttpProtocol(_Ending, HttpToolsProtocol):
 
     @property
     def write(self) -> Callable[[bytes], None]:
-        return self.transport.write
+        return _discard if self._lost else self.transport.write
 
     @property
     def paused(self) -> bool:
@@ -312,9 +319,12 @@ class HttpProtocol(_Ending, HttpToolsProtocol):
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
         self._cancel_abort()
         self._stop_awaiting_head()
         super().connection_lost(exc)
+        if self.connection is not None:
+            self.connection.finished()
 
     def pause_writing(self) -> None:
         super().pause_writing()

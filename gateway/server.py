@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -23,6 +24,9 @@ logger = logging.getLogger(__name__)
 BACKLOG = 4096
 SHUTDOWN_SECONDS = 8  # for requests that are still running when the drain is over
 KEEP_ALIVE_SECONDS = 15
+# Events are born by the thousand and die by counting references: with Python's own 700 the collector takes a
+# tenth of the time of an ingest and finds nothing.
+GC_THRESHOLDS = (50_000, 20, 50)
 
 
 class Server(uvicorn.Server):
@@ -115,6 +119,8 @@ def run(settings: Settings) -> int:
 
     Raises LogCorruptError, LogUnavailableError or OSError where it cannot start.
     """
+    gc.freeze()  # the modules: never garbage, so never to be looked at again
+    gc.set_threshold(*GC_THRESHOLDS)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(settings))
 

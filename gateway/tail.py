@@ -19,15 +19,22 @@ class Tail:
         self._max_entries = max_entries
         self._max_bytes = max_bytes
 
-    def append(self, entry: Entry) -> None:
-        self._entries.append(entry)
-        self._bytes += _weight(entry)
-        while len(self._entries) - self._skip > self._max_entries or self._bytes > self._max_bytes:
-            self._bytes -= _weight(self._entries[self._skip])
-            self._skip += 1
-            self.after += 1
-        if self._skip > self._max_entries // 2 or self._skip == len(self._entries):
-            del self._entries[: self._skip]
+    def extend(self, entries: Sequence[Entry]) -> None:
+        self._entries += entries
+        self._bytes += _weight(entries)
+        self._trim()
+
+    def _trim(self) -> None:
+        kept = self._entries
+        skip = max(self._skip, len(kept) - self._max_entries)
+        self._bytes -= _weight(kept[self._skip : skip])
+        while self._bytes > self._max_bytes:
+            self._bytes -= _weight(kept[skip : skip + 1])
+            skip += 1
+        self.after += skip - self._skip
+        self._skip = skip
+        if skip > self._max_entries // 2 or skip == len(kept):
+            del kept[:skip]
             self._skip = 0
 
     def covers(self, after: int) -> bool:
@@ -46,5 +53,5 @@ class Tail:
         return self._entries[at] if at < len(self._entries) else None
 
 
-def _weight(entry: Entry) -> int:
-    return len(entry.json) + (len(entry.previous) if entry.previous else 0)
+def _weight(entries: Sequence[Entry]) -> int:
+    return sum([len(entry.json) + len(entry.previous or b"") for entry in entries])

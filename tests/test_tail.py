@@ -23,7 +23,7 @@ def test_the_window_is_the_end_of_the_log(
     skipped = history.extend([body_of() for _ in range(begin)])
     tail = Tail(len(skipped), max_entries=max_entries, max_bytes=max_bytes)
     for size in sizes:
-        tail.append(history.add(body_of(data="x" * size)))
+        tail.extend([history.add(body_of(data="x" * size))])
         head = len(history.entries)
         kept = tail.between(tail.after, head)
         assert [entry.offset for entry in kept] == list(range(tail.after + 1, head + 1))
@@ -41,7 +41,7 @@ def test_between_is_a_slice_of_the_log(after: int, upto: int, max_entries: int) 
     history = History()
     tail = Tail(0, max_entries=max_entries)
     for _ in range(25):
-        tail.append(history.add(body_of()))
+        tail.extend([history.add(body_of())])
     if tail.covers(after):
         wanted = [entry for entry in history.entries if after < entry.offset <= upto]
         assert list(tail.between(after, upto)) == wanted
@@ -52,9 +52,9 @@ def test_it_keeps_as_much_as_it_may() -> None:
     history = History()
     tail = Tail(0, max_entries=4)
     for entry in history.extend([body_of() for _ in range(4)]):
-        tail.append(entry)
+        tail.extend([entry])
     assert tail.after == 0
-    tail.append(history.add(body_of()))
+    tail.extend([history.add(body_of())])
     assert (tail.after, tail.get(1), tail.get(2)) == (1, None, history.entries[1])
 
 
@@ -64,7 +64,7 @@ def test_an_entry_larger_than_the_window_passes_through(size: int) -> None:
     history = History()
     tail = Tail(0, max_bytes=1000)
     for _ in range(size):
-        tail.append(history.add(body_of()))
-    tail.append(history.add(body_of(data="x" * 2000)))
+        tail.extend([history.add(body_of())])
+    tail.extend([history.add(body_of(data="x" * 2000))])
     assert tail.after == size + 1
     assert tail.between(size + 1, size + 1) == []

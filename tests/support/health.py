@@ -77,8 +77,9 @@ def unharmed(process: GatewayProcess, headers: dict[str, str]) -> Iterator[int]:
     yield port
     assert ask(port, request("GET", "/livez", connection="close")).status == 200
     eventually_equal(lambda: held(process.pid, port, **headers), before)
-    assert "Traceback" not in process.log[logged:]
-    assert "ERROR" not in process.log[logged:]
+    said = process.log[logged:]
+    assert "Traceback" not in said, said
+    assert "ERROR" not in said, said
 
 
 def check_refusal(answer: Answer) -> None:

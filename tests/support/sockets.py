@@ -270,10 +270,15 @@ class StreamPeer(Peer):
     """A Server-Sent Events client, block by block."""
 
     def __init__(
-        self, port: int, target: str = "/events", *, receive_buffer: int | None = None, **headers: str
+        self,
+        port: int,
+        target: str = "/events",
+        headers: dict[str, str] | None = None,
+        *,
+        receive_buffer: int | None = None,
     ) -> None:
         super().__init__(port, receive_buffer=receive_buffer)
-        self.send(request("GET", target, **{"accept": "text/event-stream", **headers}))
+        self.send(request("GET", target, **{"accept": "text/event-stream", **(headers or {})}))
         self.status, self.headers = self.read_head()
         self._text = b""
 

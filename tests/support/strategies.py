@@ -44,7 +44,7 @@ CALLS = st.sampled_from(
 )  # fmt: skip
 CONTENT_TYPES = st.sampled_from(
     [
-        "application/json", "application/json; charset=utf-8", "application/json;charset=\"UTF-8\"",
+        "application/json", "application/json; charset=utf-8", 'application/json;charset="UTF-8"',
         "application/json; charset=latin-1", "application/json; charset", "application/cloudevents+json",
         "application/cloudevents-batch+json", "application/x-ndjson", "text/plain", ";", "", "a/b; =; ;;",
     ]
