@@ -219,9 +219,9 @@ class Connection:
 
     async def _read(self, subscription: Subscription) -> Batch:
         assert subscription.reader is not None
-        batch = await subscription.reader.read(subscription.lane.position)
         await asyncio.sleep(0)  # a page from memory shall not keep the loop from the others
-        return batch
+        # Nothing is awaited after it: what has been read is told in the same turn as the place moves.
+        return await subscription.reader.read(subscription.lane.position)
 
     def _join(self, subscription: Subscription) -> bool:
         """Goes live if the rest of the way is short, all in this turn: nothing can come in between."""
@@ -280,15 +280,29 @@ class Connection:
             default=self.shared.hub.position,
         )
 
+    @property
+    def _place(self) -> str:
+        """The cursor from which an SSE client that is cut now resumes; "" where it has been told none yet.
+
+        What the gateway itself has to say on a WebSocket carries no place.
+        """
+        subscription = next(iter(self.subscriptions.values()), None)
+        if subscription is None:
+            return ""
+        if subscription.reader is not None:
+            return subscription.reader.place
+        started = subscription in subscription.lane.sinks
+        return self._cursor(self.position) if started else ""
+
     def say(self, message: dict[str, Any]) -> None:
-        self.socket.write(self.wire.join([self.wire.message(message, self._cursor(self.position))]))
+        self.socket.write(self.wire.join([self.wire.message(message, self._place)]))
 
     def end(self, code: int, reason: str, after_ms: int) -> None:
         """Says why, then ends the stream; who does not take it is cut off."""
         if self.code:
             return
         self.code = code
-        farewell = self.wire.farewell(code, reason, after_ms, self._cursor(self.position))
+        farewell = self.wire.farewell(code, reason, after_ms, self._place)
         if farewell:
             self.socket.write(farewell)
         self.socket.close(code, reason)

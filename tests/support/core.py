@@ -25,30 +25,45 @@ class Clock:
         return self.now
 
 
+class Call:
+    """A call that a `Schedule` holds, until it is made or cancelled."""
+
+    def __init__(self, moment: float, callback: Callable[[], object]) -> None:
+        self.moment = moment
+        self.callback = callback
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
 class Schedule:
     """The part of an event loop that the flusher needs, turned by hand. `now` is its clock in seconds."""
 
     def __init__(self) -> None:
         self.now = 0.0
-        self._soon: list[Callable[[], object]] = []
-        self._later: list[tuple[float, Callable[[], object]]] = []
+        self._soon: list[Call] = []
+        self._later: list[Call] = []
 
     def time(self) -> float:
         return self.now
 
-    def call_soon(self, callback: Callable[[], object], /) -> None:
-        self._soon.append(callback)
+    def call_soon(self, callback: Callable[[], object], /) -> Call:
+        self._soon.append(Call(self.now, callback))
+        return self._soon[-1]
 
-    def call_later(self, delay: float, callback: Callable[[], object], /) -> None:
-        self._later.append((self.now + delay, callback))
+    def call_later(self, delay: float, callback: Callable[[], object], /) -> Call:
+        self._later.append(Call(self.now + delay, callback))
+        return self._later[-1]
 
     def turn(self) -> None:
         """One turn: what was to be called soon or is due, and nothing that these ask for."""
-        due = [callback for moment, callback in self._later if moment <= self.now]
-        self._later = [each for each in self._later if each[0] > self.now]
+        due = [call for call in self._later if call.moment <= self.now]
+        self._later = [call for call in self._later if call.moment > self.now]
         soon, self._soon = self._soon, []
-        for callback in soon + due:
-            callback()
+        for call in soon + due:
+            if not call.cancelled:
+                call.callback()
 
     def advance(self, seconds: float) -> None:
         self.now += seconds
