@@ -3,8 +3,6 @@
 import time
 from typing import Any
 
-import orjson
-
 from gateway.errors import GatewayError, Problem, pointer
 from gateway.event import rfc3339
 from gateway.http import Call
@@ -59,10 +57,8 @@ async def _prepare_revocation(call: Call, body: bytes) -> Perform:
         reply = json_reply(200, {"message": "Revoked", kind: value})
         await node.log.revoke(revocation, remember=slip.remember(reply))
         node.revocations.add(revocation)
-        closed = node.connections.revoke(node.revocations.revoked)
-        return Reply(
-            reply.status, reply.headers, orjson.dumps({**orjson.loads(reply.body), "closed": closed})
-        )
+        node.connections.revoke(node.revocations.revoked)
+        return reply
 
     return perform
 

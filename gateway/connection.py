@@ -63,7 +63,8 @@ class Subscription:
 
     @property
     def live(self) -> bool:
-        return self.reader is None
+        """Whether it is written to by the flush. Neither live nor behind while its place is being found."""
+        return self in self.lane.sinks
 
     def broken(self, error: Exception) -> None:
         """The flush could not write to this client."""
@@ -281,6 +282,11 @@ class Connection:
         )
 
     @property
+    def settled(self) -> bool:
+        """Whether the place of each subscription has been found and told."""
+        return all(each.live or each.reader is not None for each in self.subscriptions.values())
+
+    @property
     def _place(self) -> str:
         """The cursor from which an SSE client that is cut now resumes; "" where it has been told none yet.
 
@@ -289,10 +295,12 @@ class Connection:
         subscription = next(iter(self.subscriptions.values()), None)
         if subscription is None:
             return ""
-        if subscription.reader is not None:
-            return subscription.reader.place
-        started = subscription in subscription.lane.sinks
-        return self._cursor(self.position) if started else ""
+        reader = subscription.reader
+        if reader is None:
+            return self._cursor(self.position) if subscription.live else ""
+        if reader.untold is not None:
+            return reader.untold.lost_from or ""
+        return self.shared.cursors.encode(self.shared.log.epoch, reader.offset, reader.snapshot)
 
     def say(self, message: dict[str, Any]) -> None:
         self.socket.write(self.wire.join([self.wire.message(message, self._place)]))
@@ -310,7 +318,9 @@ class Connection:
 
     def beat(self) -> bool:
         """Tells the client's place where it would else grow old. False where there was nothing to tell."""
-        if self._behind or not self.subscriptions or self.socket.paused:
+        if self.socket.paused or not self.subscriptions:
+            return False
+        if not all(each.live for each in self.subscriptions.values()):
             return False
         position = self.position
         if position == self._told:

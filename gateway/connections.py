@@ -17,6 +17,7 @@ from gateway.metrics import Metrics
 from gateway.principal import Principal
 
 WARNING_SECONDS = 30  # how long before its token expires a client is told
+_SETTLE_SECONDS = 0.01
 RETRY_MS = (1000, 5000)  # within this clients shall come back, each at a time of its own
 _TICKS = 40  # slots of a heartbeat's round, so that the clients' beats are spread over it
 _CODES = frozenset({1000, 1001, 1002, 1005, 1006, 1007, 1009, 1011, 1012, 4001, 4003, 4008, 4100, 4101, 4200})
@@ -31,6 +32,16 @@ def retry_ms() -> int:
 class Limits:
     total: int
     per_token: int
+
+
+@dataclass(eq=False, slots=True)
+class Poll:
+    """A long poll while it runs. `over` is set when it shall wait no longer: its token is void, or the gateway
+    drains."""
+
+    principal: Principal
+    over: asyncio.Event
+    revoked: bool = False
 
 
 class Heartbeat:
@@ -74,7 +85,7 @@ class Connections:
         self._metrics = metrics
         self._now = now
         self._by_id: dict[str, Connection] = {}
-        self._polls = 0
+        self._polls: dict[Poll, None] = {}
         self._per_token: Counter[str] = Counter()
         self._expiry: dict[Connection, asyncio.TimerHandle] = {}
 
@@ -94,7 +105,7 @@ class Connections:
         """Raises GatewayError `draining` or `too_many_connections`."""
         if self.draining:
             raise GatewayError("draining", "the gateway is about to restart", headers={"Retry-After": "2"})
-        if len(self._by_id) + self._polls >= self._limits.total:
+        if len(self._by_id) + len(self._polls) >= self._limits.total:
             raise self._too_many(f"this node takes {self._limits.total} connections")
         if principal is not None:
             self._admit_token(principal)
@@ -130,17 +141,18 @@ class Connections:
         connection.finished()
 
     @contextmanager
-    def poll(self, principal: Principal) -> Iterator[None]:
+    def poll(self, principal: Principal) -> Iterator[Poll]:
         """A long poll while it runs. Raises as `admit`."""
         self.admit(principal)
-        self._polls += 1
+        poll = Poll(principal, asyncio.Event())
+        self._polls[poll] = None
         self._count(principal, 1)
         self._metrics.connections.labels("longpoll").inc()
         self._metrics.opened.labels("longpoll").inc()
         try:
-            yield
+            yield poll
         finally:
-            self._polls -= 1
+            del self._polls[poll]
             self._count(principal, -1)
             self._metrics.connections.labels("longpoll").dec()
             self._metrics.closed.labels("longpoll", "1000").inc()
@@ -167,6 +179,9 @@ class Connections:
             self._count(principal, 1)
         elif (known.sub, known.subscribe, known.open) != (principal.sub, principal.subscribe, principal.open):
             raise GatewayError("forbidden", "the new token has another user or other filters: connect anew")
+        else:
+            self._count(known, -1)
+            self._count(principal, 1)
         connection.principal = principal
         self._arm(connection)
 
@@ -188,6 +203,9 @@ class Connections:
 
     def _warn(self, connection: Connection) -> None:
         assert connection.principal is not None
+        if not connection.settled:  # the first that an SSE stream is told is its place
+            self._later(connection, _SETTLE_SECONDS, self._warn)
+            return
         left = (connection.principal.expires or 0.0) - self._now()
         connection.say({"op": "expiring", "in": max(0, round(left))})
         self._later(connection, left, self._expire)
@@ -200,6 +218,10 @@ class Connections:
         void = [each for each in self._by_id.values() if each.principal and revoked(each.principal)]
         for connection in void:
             connection.end(4001, "token revoked", retry_ms())
+        for poll in self._polls:
+            if revoked(poll.principal):
+                poll.revoked = True
+                poll.over.set()
         return len(void)
 
     # Shutdown
@@ -207,6 +229,8 @@ class Connections:
     async def drain(self, seconds: float) -> None:
         """Sends every client away, evenly over `seconds`, so that their return is spread as well."""
         self.drain_began.set()
+        for poll in self._polls:
+            poll.over.set()
         waiting = list(self._by_id.values())
         random.shuffle(waiting)
         started = time.monotonic()

@@ -22,6 +22,7 @@ from gateway.principal import caller_key
 _KEY = re.compile(
     r'"(?P<quoted>(?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])+)"|(?P<bare>[\x21\x23-\x7e]+)', re.ASCII
 )
+_ESCAPED = re.compile(r"\\(.)")
 _MAX_KEY = 255
 _NOT_STORED = frozenset({401, 403, 408, 429})
 
@@ -165,7 +166,7 @@ def _storage_key(call: Call) -> str | None:
     if len(values) > 1:
         raise GatewayError("bad_idempotency_key", "Idempotency-Key was sent twice")
     match = _KEY.fullmatch(values[0].strip())
-    key = (match["bare"] or match["quoted"]) if match else ""
+    key = (match["bare"] or _ESCAPED.sub(r"\1", match["quoted"])) if match else ""
     if not key or len(key) > _MAX_KEY:
         raise GatewayError(
             "bad_idempotency_key",

@@ -8,6 +8,7 @@ import ipaddress
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
@@ -108,6 +109,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+@lru_cache(maxsize=256)  # asked for every request
 def loopback_host(host_header: str) -> bool:
     """Whether a Host header names this machine: what no page of a stranger's domain can send."""
     match = _HOST.fullmatch(host_header)

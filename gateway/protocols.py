@@ -21,7 +21,7 @@ from typing import Any, cast
 import httptools
 import orjson
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.exceptions import InvalidState
 from websockets.http11 import Request
@@ -281,6 +281,7 @@ class HttpProtocol(_Ending, HttpToolsProtocol):
         self._in_head = self._lost = False
         self._upgrade = self._declined = False
         self._data = self._again = b""
+        self._running: RequestResponseCycle | None = None  # while others wait behind it
 
     # Socket
 
@@ -295,10 +296,12 @@ class HttpProtocol(_Ending, HttpToolsProtocol):
     def watch(self, connection: Connection) -> None:
         """The answer's head is out, and what follows goes through `write`. Forgets the request, as above."""
         self.connection = connection
-        cast("_HeadHolder", self.cycle.transport).release()
-        cast("dict[str, Any]", self.scope).clear()
-        self.headers.clear()
-        self.cycle.message_event = cast("asyncio.Event", Gate(is_open=self.cycle.message_event.is_set()))
+        cycle = self._running or self.cycle
+        cast("_HeadHolder", cycle.transport).release()
+        cast("dict[str, Any]", cycle.scope).clear()
+        if cycle is self.cycle:
+            self.headers.clear()
+        cycle.message_event = cast("asyncio.Event", Gate(is_open=cycle.message_event.is_set()))
         self.flow._is_writable_event = cast("asyncio.Event", Gate(is_open=not self.flow.write_paused))  # noqa: SLF001
         self.__dict__ = self.__dict__.copy()
 
@@ -323,6 +326,9 @@ class HttpProtocol(_Ending, HttpToolsProtocol):
         self._cancel_abort()
         self._stop_awaiting_head()
         super().connection_lost(exc)
+        if self._running is not None:  # uvicorn tells only the newest of its pipeline
+            self._running.disconnected = True
+            self._running.message_event.set()
         if self.connection is not None:
             self.connection.finished()
 
@@ -404,10 +410,13 @@ class HttpProtocol(_Ending, HttpToolsProtocol):
         self._declined = not self._upgrade and self.parser.should_upgrade()
         if self._declined:
             return
+        before = self.cycle
         super().on_headers_complete()
         if not self._upgrade:
             cast("dict[str, Any]", self.scope)["extensions"] = {EXTENSION: self}
             self.cycle.transport = cast("asyncio.Transport", _HeadHolder(self.transport, self.loop))
+        if self.pipeline and self._running is None:
+            self._running = before
 
     def on_body(self, body: bytes) -> None:
         self._pending = 0
@@ -421,6 +430,7 @@ class HttpProtocol(_Ending, HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         self._pending = 0
+        self._running = self.pipeline[-1][0] if self.pipeline else None
         self._stop_awaiting_head()
         super().on_response_complete()
 

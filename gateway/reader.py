@@ -55,6 +55,11 @@ class Reader:
         reason: Literal["evicted", "slow"] = "slow" if log.first <= place + 1 else "evicted"
         return cls(log, hub, channel, start.offset, start.snapshot, start.lost, start.floating, index, reason)
 
+    @property
+    def untold(self) -> Lost | None:
+        """The gap with which it begins, until it was read: the place is beyond it already."""
+        return self._lost
+
     def can_finish(self, upto: int) -> bool:
         """Whether the way to `upto` is short and in memory, so that `finish` may walk it in this turn."""
         if self._lost is not None or self.snapshot is not None:

@@ -97,13 +97,20 @@ def make_config(gateway: Gateway, settings: Settings) -> Config:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket of this process's own. Raises OSError."""
+    """A listening socket of this process's own. Raises OSError, which names the address."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    address = socket.getaddrinfo(host, port, family if host != "localhost" else 0, socket.SOCK_STREAM)[0]
-    sock = socket.socket(address[0], socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.bind(address[4])
-    sock.listen(BACKLOG)
+    try:
+        address = socket.getaddrinfo(host, port, family if host != "localhost" else 0, socket.SOCK_STREAM)[0]
+        sock = socket.socket(address[0], socket.SOCK_STREAM)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(address[4])
+            sock.listen(BACKLOG)
+        except OSError:
+            sock.close()
+            raise
+    except OSError as error:
+        raise OSError(f"cannot listen on {host}, port {port}: {error.strerror or error}") from None
     sock.setblocking(False)
     return sock
 

@@ -114,7 +114,7 @@ class Blocks(Wire):
 
     def message(self, message: dict[str, Any], cursor: str) -> bytes:
         op = message["op"].encode()
-        return b"id: %b\nevent: %b\ndata: %b\n\n" % (cursor.encode(), op, orjson.dumps(message))
+        return b"%bevent: %b\ndata: %b\n\n" % (_id_field(cursor), op, orjson.dumps(message))
 
     def at(self, cursor: str) -> bytes:
         return self.join([b"id: %b\n\n" % cursor.encode()])
@@ -124,10 +124,13 @@ class Blocks(Wire):
 
     def farewell(self, code: int, reason: str, after_ms: int, cursor: str) -> bytes:
         close = {"op": "close", "code": code, "reason": reason}
-        place = b"id: %b\n" % cursor.encode() if cursor else b""
-        return self.join(
-            [b"retry: %d\n%bevent: close\ndata: %b\n\n" % (after_ms, place, orjson.dumps(close))]
-        )
+        block = b"retry: %d\n%bevent: close\ndata: %b\n\n"
+        return self.join([block % (after_ms, _id_field(cursor), orjson.dumps(close))])
+
+
+def _id_field(cursor: str) -> bytes:
+    """An empty id would make a client forget the place that it has."""
+    return b"id: %b\n" % cursor.encode() if cursor else b""
 
 
 class Chunks(Blocks):

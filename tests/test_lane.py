@@ -143,6 +143,17 @@ def test_a_flush_is_observed_once_for_all_its_clients() -> None:
     assert node.observed == [("websocket", [1000, 2000], len(clients))]
 
 
+def test_a_wire_that_only_wakes_its_clients_delivers_nothing() -> None:
+    """A flush without bytes is written, so that they wake, and is not observed: what they then read is."""
+    node = Node(interval=0)
+    client = Client(node.lane)
+    node.lane.push(1, 1000, b"")
+    node.flusher.position = 1
+    node.flusher.kick()
+    node.schedule.turn()
+    assert (client.writes, node.observed) == (1, [])
+
+
 def test_all_clients_get_the_same_bytes_object() -> None:
     """What leaves is made once, however many get it."""
     node = Node()

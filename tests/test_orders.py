@@ -38,7 +38,7 @@ async def events(app: InProcess) -> list[Any]:
     return [entry.body for entry in (await app.node.log.read(0, 10_000)).entries]
 
 
-# POST /orders
+# A new order
 
 
 async def test_a_new_order(app: InProcess) -> None:
@@ -122,7 +122,7 @@ async def test_what_is_no_request_at_all(
         assert response.headers["content-type"] == "application/problem+json"
 
 
-# PATCH /orders/{id}/status
+# Changing one
 
 
 async def test_a_new_status(app: InProcess) -> None:
@@ -212,7 +212,7 @@ async def test_of_concurrent_changes_with_one_tag_one_wins(app: InProcess) -> No
     assert len(await events(app)) == 2
 
 
-# GET /orders/{id}
+# One order
 
 
 async def test_an_order_is_its_latest_order_event(app: InProcess) -> None:
@@ -252,7 +252,7 @@ async def test_an_unchanged_order_is_304(app: InProcess) -> None:
     assert (await app.http.get(f"/orders/{order_id}", headers={"if-none-match": '"x"'})).status_code == 200
 
 
-# GET /orders
+# All orders
 
 
 async def pages(app: InProcess, query: str = "", **headers: str) -> list[list[Any]]:
@@ -375,16 +375,14 @@ async def test_deep_orders_are_listed(app: InProcess) -> None:
 async def test_rights() -> None:
     """POST and PATCH need to publish the event's type, GET a filter that lets it through."""
     async with in_process(jwt_secret=SECRET) as app:
+        rights: list[dict[str, Any]] = [
+            {"publish": ("order.created",)},
+            {"publish": ("order.updated",)},
+            {"subscribe": (may_see("c-1"),)},
+            {},
+        ]
         creator, updater, reader, nobody = (
-            bearer(make_token(sub=str(number), **rights))
-            for number, rights in enumerate(
-                [
-                    {"publish": ("order.created",)},
-                    {"publish": ("order.updated",)},
-                    {"subscribe": (may_see("c-1"),)},
-                    {},
-                ]
-            )
+            bearer(make_token(sub=str(number), **each)) for number, each in enumerate(rights)
         )
         mine, other = [
             (

@@ -66,7 +66,7 @@ async def read_all(log: SqliteLog) -> list[Entry]:
 async def test_everything_is_there_again_after_reopening(path: Path) -> None:
     """Events, identity, answers, tokens, revocations and the latest events outlive `close`."""
     announced: list[Entry] = []
-    reply = Remember("k", b"d", Reply(200, {"ETag": '"1"'}, b"{}"))
+    reply = Remember("k", b"d", Reply(200, {"ETag": '"1"'}, b"{}", Appended(0, 0, 0)))
     async with opened(path, announced) as log:
         identity = log.epoch, log.secret
         await log.append(events(10), remember=reply)

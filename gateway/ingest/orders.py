@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
+import orjson
 from starlette.responses import Response
 
 from gateway.errors import GatewayError, Problem, pointer
@@ -186,7 +187,8 @@ async def index(call: Call) -> Response:
         for entry in page:
             before = entry.offset - 1
             if filter_ is None or filter_.matches(entry.body):
-                orders.append(entry.body.get("data"))
+                # As text: an order may be nested as deeply as orjson writes, and stands deeper here.
+                orders.append(orjson.Fragment(orjson.dumps(entry.body.get("data"))))
                 if len(orders) == limit:
                     break
         scanned += len(page)

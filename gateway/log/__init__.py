@@ -207,7 +207,7 @@ class Log(Protocol):
         """Stores the events in order, as a whole; one that is in the log already counts as a duplicate.
 
         Raises KeyTakenError where `remember.key` is stored, else ConflictError where `expect` does not hold.
-        The remembered reply gets the result as its `appended`.
+        A remembered reply that has an `appended` gets the result in its place.
         """
 
     async def read(self, after: int, limit: int) -> Page:

@@ -116,7 +116,7 @@ class Transaction:
             raise ConflictError(expect.subject)
         appended = self._append(events)
         if remember is not None:
-            self._store(remember, appended)
+            self._store(remember, appended if remember.reply.appended else None)
         return appended
 
     def _append(self, events: Sequence[Event]) -> Appended:
@@ -141,7 +141,7 @@ class Transaction:
         if standing is not None:
             standing.put(Row(entry, event.type))
         self.entries.append(entry)
-        self._rows.append((self.head, prev, self.accepted, event.source, event.id, event.json))
+        self._rows.append((self.head, prev, self.accepted, event.source, event.id, bytearray(event.json)))
 
     def write(self) -> None:
         """Writes what was planned."""
@@ -155,7 +155,7 @@ class Transaction:
                     continue
                 row.keys = keys_of(row.entry.body, self._paths)
                 place = (row.entry.offset, subject, row is it.behind, row.is_order, row.type)
-                rows.append((*place, row.entry.prev, self.accepted, row.keys, None))
+                rows.append((*place, row.entry.prev, self.accepted, bytearray(row.keys), None))
             keys.add(it)
         rows.sort(key=itemgetter(0))
         insert(self.db, "REPLACE INTO latest", rows)  # a row that had a subject's place goes

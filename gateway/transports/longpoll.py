@@ -1,12 +1,16 @@
 """`GET /events` as long poll: one answer as soon as there is something to tell."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
 from starlette.responses import Response
 
+from gateway.connections import Poll
+from gateway.errors import GatewayError
 from gateway.http import Call, JsonResponse
 from gateway.hub import Channel
 from gateway.reader import PAGE, Reader, Told
@@ -58,12 +62,13 @@ async def poll(call: Call, query: Query) -> Response:
     """The handler's part for `Accept: application/json`."""
     node = call.node
     filter_ = call.principal.restrict(query.filter)
-    with node.connections.poll(call.principal):
+    with node.connections.poll(call.principal) as running:
         channel = node.hub.open(filter_, latest=query.latest, leave=query.leave)
         try:
-            return JsonResponse(
-                await _Poll(call, query, channel).answer(), headers={"Cache-Control": "no-store"}
-            )
+            answer = await _Poll(call, query, channel, running).answer()
+            if running.revoked:
+                raise GatewayError("unauthorized", "the token was revoked")
+            return JsonResponse(answer, headers={"Cache-Control": "no-store"})
         finally:
             node.hub.release(channel)
 
@@ -71,18 +76,20 @@ async def poll(call: Call, query: Query) -> Response:
 class _Poll:
     """One call: reads from its cursor on, and waits on the channel's lane where there is nothing."""
 
-    def __init__(self, call: Call, query: Query, channel: Channel) -> None:
+    def __init__(self, call: Call, query: Query, channel: Channel, running: Poll) -> None:
         self._request = call.request
+        self._running = running
         self._node = call.node
         self._query = query
         self._channel = channel
+        self._woken = False  # by a live message
 
     async def answer(self) -> dict[str, Any]:
         """Comes with the first messages, with a gap, after `wait` seconds, or when the gateway drains."""
         node = self._node
         start = await self._start()
         reader = Reader.begin(node.log, node.hub, self._channel, start, node.streams.index)
-        deadline = asyncio.get_running_loop().time() + self._query.wait
+        deadline = _now() + min(self._query.wait, self._token_left())
         scanned = 0
         while True:
             batch = await reader.read(node.hub.position)
@@ -98,6 +105,11 @@ class _Poll:
                 return self._body([], self._place(reader))
             await asyncio.sleep(0)  # pages from memory shall not keep the loop from the others
 
+    def _token_left(self) -> float:
+        """Seconds until the token expires: what comes then is not for it any more."""
+        expires = self._running.principal.expires
+        return float("inf") if expires is None else expires - time.time()
+
     async def _start(self) -> Start:
         node = self._node
         if self._query.since == "live":
@@ -105,16 +117,25 @@ class _Poll:
         return await resolve(self._query.since, node.log, node.cursors, node.hub.position)
 
     def _messages(self, told: Sequence[Told], reader: Reader) -> dict[str, Any]:
-        entries = [self._entry(each) for each in told[: self._query.limit]]
-        whole = len(told) <= self._query.limit
+        taken = told[: self._query.limit]
+        self._count(taken)
+        entries = [self._entry(each) for each in taken]
+        whole = len(taken) == len(told)
         return self._body(entries, self._place(reader) if whole else entries[-1]["cursor"])
+
+    def _count(self, taken: Sequence[Told]) -> None:
+        metrics = self._node.metrics
+        if self._woken:
+            metrics.flushed(_SIGNAL.transport, [each.entry.accepted for each in taken], 1)
+        else:
+            metrics.delivered.labels(_SIGNAL.transport).inc(len(taken))
 
     def _entry(self, each: Told) -> dict[str, Any]:
         entry = each.entry
         cursor = self._node.cursors.encode(self._node.log.epoch, entry.offset, each.snapshot)
         if each.left:
             return {"cursor": cursor, "leave": entry.subject}
-        return {"cursor": cursor, "event": entry.body}
+        return {"cursor": cursor, "event": orjson.Fragment(entry.json)}
 
     def _gap(self, lost: Lost) -> dict[str, Any]:
         self._node.metrics.gaps.labels(lost.reason).inc()
@@ -127,7 +148,6 @@ class _Poll:
     def _body(
         self, entries: list[dict[str, Any]], cursor: str, gap: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        self._node.metrics.delivered.labels("longpoll").inc(len(entries))
         return {"events": entries, "cursor": cursor, "gap": gap}
 
     async def _wait(self, reader: Reader, deadline: float) -> bool:
@@ -135,15 +155,18 @@ class _Poll:
         waiter = _Waiter(asyncio.Event())
         lane = self._node.hub.lane(self._channel, _SIGNAL)
         lane.join(waiter, waiter.wake)
-        drain = self._node.connections.drain_began
-        tasks = [asyncio.ensure_future(each) for each in (self._gone(), waiter.event.wait(), drain.wait())]
+        tasks = [
+            asyncio.ensure_future(each)
+            for each in (self._gone(), waiter.event.wait(), self._running.over.wait())
+        ]
         try:
             await asyncio.wait(tasks, timeout=deadline - _now(), return_when=asyncio.FIRST_COMPLETED)
         finally:
             position = lane.leave(waiter)
             for task in tasks:
                 task.cancel()
-        if waiter.event.is_set():
+        self._woken = waiter.event.is_set()
+        if self._woken:
             return True
         reader.offset = max(reader.offset, position)  # what came meanwhile concerns this channel not
         return False

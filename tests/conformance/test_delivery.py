@@ -7,15 +7,13 @@ them, checked against the log as the publishers saw it. A failure names its seed
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from tests.conformance.conftest import VARIANTS, Stand, until
+from tests.conformance.conftest import Stand, Start, until
 from tests.support.clients import Client, Message, catch_up, ids, take
-from tests.support.gateway import ServerPath
 from tests.support.model import Expected, as_pairs, expected, newest, told_pairs
 
 STATUSES = ("new", "paid", "sent")
@@ -29,19 +27,7 @@ FILTERS: tuple[dict[str, Any] | None, ...] = (
 )
 
 
-@pytest.fixture(params=["fast", "portable"])
-async def make_stand(request: pytest.FixtureRequest) -> AsyncIterator[Callable[..., Any]]:
-    """Starts gateways of one server path."""
-    path: ServerPath = request.param
-    stands: list[Stand] = []
-
-    async def make(**settings: Any) -> Stand:
-        stands.append(Stand(VARIANTS[path]))
-        return await stands[-1].start(**settings)
-
-    yield make
-    for stand in stands:
-        await stand.stop()
+pytestmark = pytest.mark.parametrize("variant", ["fast", "portable"], indirect=True)
 
 
 def offset_of(cursor: str | None) -> int:
@@ -203,11 +189,9 @@ def _before(subjects: list[str | None], offset: int) -> int:
     return max((at for at in range(1, offset) if subjects[at - 1] == subject), default=0)
 
 
-async def _check_run(
-    make_stand: Callable[..., Any], transport: str, seed: int, *, kept: int, tail: int
-) -> None:
+async def _check_run(start: Start, transport: str, seed: int, *, kept: int, tail: int) -> None:
     print(f"seed {seed}")  # noqa: T201 - shown where the test fails
-    stand = await make_stand(retention_events=kept, tail=tail)
+    stand = await start(retention_events=kept, tail=tail)
     ledger = Ledger(stand, random.Random(seed))
     witnesses = [Witness(ledger, transport) for _ in range(6)]
     publishing = asyncio.gather(*(ledger.publish(f"p{each}", 40) for each in range(4)))
@@ -217,93 +201,83 @@ async def _check_run(
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_everyone_gets_all_that_matches_or_a_gap(
-    make_stand: Callable[..., Any], transport: str, seed: int
-) -> None:
+async def test_everyone_gets_all_that_matches_or_a_gap(start: Start, transport: str, seed: int) -> None:
     """Random publishers, filters, disconnects and reconnects, while retention keeps but a hundred events."""
-    await _check_run(make_stand, transport, seed, kept=100, tail=40)
+    await _check_run(start, transport, seed, kept=100, tail=40)
 
 
 @pytest.mark.parametrize("seed", range(2))
 async def test_everyone_gets_all_that_matches_where_all_is_kept(
-    make_stand: Callable[..., Any], transport: str, seed: int
+    start: Start, transport: str, seed: int
 ) -> None:
     """The same with a log that keeps everything: then there is no gap to hide behind."""
-    await _check_run(make_stand, transport, 1000 + seed, kept=10**6, tail=50)
+    await _check_run(start, transport, 1000 + seed, kept=10**6, tail=50)
 
 
 @pytest.mark.torture
 @pytest.mark.parametrize("seed", range(100, 130))
 async def test_everyone_gets_all_that_matches_or_a_gap_whatever_the_seed(
-    make_stand: Callable[..., Any], transport: str, seed: int
+    start: Start, transport: str, seed: int
 ) -> None:
     """Many more seeds, and logs that keep from next to nothing to everything."""
     pick = random.Random(seed)
-    await _check_run(
-        make_stand, transport, seed, kept=pick.choice((1, 30, 300)), tail=pick.choice((1, 20, 8192))
-    )
+    await _check_run(start, transport, seed, kept=pick.choice((1, 30, 300)), tail=pick.choice((1, 20, 8192)))
 
 
 # The seam between replay and live
 
 
-async def test_the_seam_between_replay_and_live_holds(make_stand: Callable[..., Any], transport: str) -> None:
+async def test_the_seam_between_replay_and_live_holds(start: Start, transport: str) -> None:
     """Streams begun at random cursors while four publishers never pause: no event lost, none doubled."""
-    stand = await make_stand(tail=100)
+    stand = await start(tail=100)
     ledger = Ledger(stand, random.Random(7))
     await ledger.publish("before", 30)
-    publishing = asyncio.gather(*(ledger.publish(f"p{each}", 120) for each in range(4)))
 
-    async def follow() -> list[int]:
-        since = stand.cursor(ledger.random.randint(0, stand.node.hub.position))
-        stream = stand.client(transport).open(since=since)
+    async def follow() -> tuple[int, list[Message]]:
+        after = ledger.random.randint(0, stand.node.hub.position)
+        stream = stand.client(transport).open(since=stand.cursor(after))
         told = await take(stream, 150)
         await stream.cut()
-        offsets = [offset_of(since), *(offset_of(each.cursor) for each in told)]
-        assert ids(told) == [stand_id(each) for each in offsets[1:]] or not publishing.done()
-        return offsets
+        return after, told
 
-    def stand_id(offset: int) -> str:
-        return str(ledger.at[offset]["id"])
+    async def follow_all() -> list[tuple[int, list[Message]]]:
+        told = []
+        while stand.node.log.head < 1500:
+            told += await asyncio.gather(*(follow() for _ in range(6)))
+        return told
 
-    while stand.node.log.head < 1200:
-        for offsets in await asyncio.gather(*(follow() for _ in range(6))):
-            assert offsets == list(range(offsets[0], offsets[0] + 151))
-    await publishing
+    followed, *_ = await asyncio.gather(follow_all(), *(ledger.publish(f"p{each}", 120) for each in range(4)))
+    log = ledger.log
+    for after, told in followed:
+        assert ids(told) == [each["id"] for each in log[after : after + 150]]
 
 
 # Slow readers
 
 
 @pytest.mark.parametrize("transport", ["websocket", "sse"])
-async def test_who_reads_slowly_gets_everything_all_the_same(
-    make_stand: Callable[..., Any], transport: str
-) -> None:
+async def test_who_reads_slowly_gets_everything_all_the_same(start: Start, transport: str) -> None:
     """Megabytes that did not fit into its socket come in order when it reads again, then it is live again."""
-    stand = await make_stand(tail=50)
+    stand = await start(tail=50)
     slow = stand.client(transport, receive_buffer=4096).open()
     await anext(slow)
     count = await _flood(stand)
     assert await _slow_catchups(stand, transport) >= 1
     assert ids(await take(slow, count)) == [f"e{at}" for at in range(count)]
-    async for message in slow:
-        if message.kind == "live":
-            break
+    assert await read_to(slow, stand.cursor(count), "live") == []
     await stand.publish({"type": "t", "id": "last"})
     assert ids(await take(slow, 1)) == ["last"]
 
 
 @pytest.mark.parametrize("transport", ["websocket", "sse"])
-async def test_who_reads_too_slowly_for_the_log_is_told_of_a_gap(
-    make_stand: Callable[..., Any], transport: str
-) -> None:
+async def test_who_reads_too_slowly_for_the_log_is_told_of_a_gap(start: Start, transport: str) -> None:
     """What was evicted while it was behind is announced with the reason slow, and it goes on after that."""
-    stand = await make_stand(tail=50, retention_events=100)
+    stand = await start(tail=50, retention_events=100)
     slow = stand.client(transport, receive_buffer=4096).open()
     place = await anext(slow)
     count = await _flood(stand)
     await stand.retained_from(count - 99)
-    told = await catch_up(slow)
+    told = await read_to(slow, stand.cursor(count), "live")
     gaps = [each for each in told if each.kind == "gap"]
     assert gaps
     assert {each.reason for each in gaps} == {"slow"}
@@ -315,6 +289,17 @@ async def test_who_reads_too_slowly_for_the_log_is_told_of_a_gap(
             assert (offset_of(message.cursor), message.body["id"]) == (at + 1, f"e{at}")
         at = offset_of(message.cursor)
     assert at == count
+
+
+async def read_to(stream: Client, cursor: str, kind: str) -> list[Message]:
+    """What is told of events until a message of this kind stands at this cursor."""
+    told = []
+    async for message in stream:
+        if message.is_content:
+            told.append(message)
+        if (message.kind, message.cursor) == (kind, cursor):
+            return told
+    raise AssertionError("the stream ended")
 
 
 async def _flood(stand: Stand) -> int:
@@ -333,11 +318,9 @@ async def _slow_catchups(stand: Stand, transport: str) -> float:
 
 
 @pytest.mark.parametrize("transport", ["websocket", "sse"])
-async def test_one_slow_reader_costs_the_others_nothing(
-    make_stand: Callable[..., Any], transport: str
-) -> None:
+async def test_one_slow_reader_costs_the_others_nothing(start: Start, transport: str) -> None:
     """Clients of the same channel that do read are live all the time, and get each event once."""
-    stand = await make_stand()
+    stand = await start()
     slow = stand.client(transport, receive_buffer=4096).open()
     await anext(slow)
     quick = stand.client(transport).open()
@@ -349,18 +332,16 @@ async def test_one_slow_reader_costs_the_others_nothing(
 
 
 @pytest.mark.parametrize("transport", ["websocket", "sse"])
-async def test_latest_spares_a_slow_reader_what_is_outdated(
-    make_stand: Callable[..., Any], transport: str
-) -> None:
+async def test_latest_spares_a_slow_reader_what_is_outdated(start: Start, transport: str) -> None:
     """With `deliver=latest` it reads far fewer events than there were, and of each subject the newest last."""
-    stand = await make_stand(tail=50)
+    stand = await start(tail=50)
     slow = stand.client(transport, receive_buffer=4096).open(deliver="latest")
     await anext(slow)
     padding = "x" * 8000
     log = [{"type": "t", "id": f"e{at}", "subject": f"o-{at % 10}", "data": padding} for at in range(2400)]
     for start in range(0, 2400, 200):
         await stand.publish(*log[start : start + 200])
-    told = await catch_up(slow)
+    told = await read_to(slow, stand.cursor(2400), "live")
     offsets = [offset_of(each.cursor) for each in told]
     assert offsets == sorted(set(offsets))
     assert len(told) < 2000
@@ -370,21 +351,20 @@ async def test_latest_spares_a_slow_reader_what_is_outdated(
 # Streams that the gateway ends
 
 
-@pytest.mark.parametrize("since", ["earliest", "snapshot", "evicted", "foreign"])
-async def test_a_stream_that_the_gateway_ends_is_resumed_without_loss(
-    make_stand: Callable[..., Any], since: str
-) -> None:
+@pytest.mark.parametrize("since", ["earliest", "memory", "snapshot", "evicted", "foreign"])
+async def test_a_stream_that_the_gateway_ends_is_resumed_without_loss(start: Start, since: str) -> None:
     """Ended in any turn of the loop, at a restart say, its last id is the place up to which it was told."""
-    kept = 10**6 if since == "earliest" else 700
-    stand = await make_stand(tail=300, retention_events=kept)
+    kept = 10**6 if since in ("earliest", "memory") else 700
+    tail = None if since == "memory" else 300
+    stand = await start(tail=tail, retention_events=kept)
     log = [{"type": "t", "id": f"e{at}", "subject": f"o-{at % 900}"} for at in range(1500)]
     await stand.publish(*log[:1000])
     await stand.publish(*log[1000:])
     await until(lambda: stand.node.log.first == max(1, 1500 - kept + 1))
-    start = {"evicted": stand.cursor(5), "foreign": "another.3"}.get(since, since)
-    whole = told_pairs(await catch_up(stand.client("sse").open(since=start)))
+    begin = {"evicted": stand.cursor(5), "foreign": "another.3", "memory": stand.cursor(0)}.get(since, since)
+    whole = told_pairs(await catch_up(stand.client("sse").open(since=begin)))
     for turns in range(0, 60, 2):
-        first = stand.client("sse").open(since=start)
+        first = stand.client("sse").open(since=begin)
         place = await anext(first)
         for _ in range(turns):
             await asyncio.sleep(0)

@@ -362,14 +362,15 @@ def remember(key: str, *, digest: bytes = b"d", appended: Appended | None = None
 
 
 async def test_an_answer_is_stored_with_its_effect(open_log: Open) -> None:
-    """What an append did stands in the remembered reply; a taken key appends nothing."""
+    """What an append did stands in a remembered reply that tells it; a taken key appends nothing."""
     bench = await open_log()
     assert await bench.log.recall("k") is None
-    appended = await bench.append(event("a"), remember=remember("k"))
+    appended = await bench.append(event("a"), remember=remember("k", appended=Appended(0, 0, 0)))
     remembered = await bench.log.recall("k")
     assert remembered is not None
     assert remembered.digest == b"d"
     assert remembered.reply == Reply(201, {"Location": "/orders/ö"}, b'{"a":1}', appended)
+    assert appended == Appended(1, 0, 1)
     with pytest.raises(KeyTakenError):
         await bench.append(event("b"), remember=remember("k"))
     with pytest.raises(ConflictError):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.support.gateway import GatewayProcess
 from tests.support.health import check_refusal, refused, unharmed
 from tests.support.sockets import Answer, Peer, PeerClosedError, StreamPeer, ask, handshake, request
-from tests.support.strategies import CALLS, CONTENT_TYPES, CURSORS, HEADER_VALUES, JSON_TEXTS, QUERIES
+from tests.support.strategies import CALLS, CONTENT_TYPES, CURSORS, HEADER_VALUES, JSON_TEXTS, QUERIES, expand
 from tests.support.tokens import SECRET, admin_token, bearer
 
 EVENT = {"type": "order.created", "subject": "o-1", "data": {"orderId": "o-1"}}
@@ -156,7 +156,7 @@ def test_random_json_is_answered_by_every_endpoint(port: int, calls: list[Any]) 
     """Each body is taken or refused with a code; the connection goes on."""
     line = Line(port)
     for (method, path), content_type, body in calls:
-        check_refusal(line.ask(request(method, path, body, content_type=content_type)))
+        check_refusal(line.ask(request(method, path, expand(body), content_type=content_type)))
     line.close()
 
 

@@ -123,6 +123,13 @@ class Exchange:
         """The body so far."""
         return b"".join(each.get("body", b"") for each in self.sent).decode()
 
+    async def sent_at_least(self, count: int) -> None:
+        """Returns when so many messages were sent."""
+        async with asyncio.timeout(10):
+            while len(self.sent) < count:
+                self._changed.clear()
+                await self._changed.wait()
+
     async def until(self, text: str) -> str:
         """The body so far, as soon as it has `text`."""
         async with asyncio.timeout(10):

@@ -85,8 +85,12 @@ class Client(ABC):
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
         receive_buffer: int | None = None,
+        version: str = "1.1",
     ) -> None:
-        """`receive_buffer` bytes are all that the kernel and the client hold for a test that does not read."""
+        """`receive_buffer` bytes are all that the kernel and the client hold for a test that does not read.
+
+        `version` is that of HTTP.
+        """
         self.url = url
         self.headers = dict(headers or {})
         if token is not None:
@@ -95,6 +99,7 @@ class Client(ABC):
         self.cursor: str | None = None
         self.code: int | None = None  # with which the gateway closed
         self._receive_buffer = receive_buffer
+        self._version = version
         self._options: dict[str, Any] = {}
         self._is_open = False
 
@@ -143,21 +148,20 @@ class Client(ABC):
     async def _socket(self) -> socket.socket:
         """Connected to the gateway."""
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        sock.setblocking(False)
-        if self._receive_buffer is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_buffer)
-        parts = urlsplit(self.url)
-        assert parts.hostname is not None
         try:
+            sock.setblocking(False)
+            if self._receive_buffer is not None:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_buffer)
+            parts = urlsplit(self.url)
             await asyncio.get_running_loop().sock_connect(sock, (parts.hostname, parts.port))
-        except OSError:
+        except BaseException:
             sock.close()
             raise
         return sock
 
     def _target(self, path: str, **more: str) -> str:
         query = {**self.query, **more}
-        return f"{path}?{urlencode(query)}" if query else path
+        return f"{path}?{urlencode(query, safe='*:')}" if query else path
 
     def _query_options(self) -> dict[str, str]:
         """The options as a query has them."""
@@ -201,7 +205,10 @@ class WebSocketClient(Client):
                 close_timeout=5,
                 proxy=None,
             )
-        except InvalidStatus as error:
+        except BaseException as error:
+            sock.close()
+            if not isinstance(error, InvalidStatus):
+                raise
             answer = error.response
             raise RefusedError(
                 answer.status_code, _problem(bytes(answer.body or b"")), answer.headers
@@ -264,8 +271,10 @@ class WebSocketClient(Client):
 class _Http:
     """One HTTP/1.1 connection, one request after the other."""
 
-    def __init__(self, sock: socket.socket, *, small: bool) -> None:
+    def __init__(self, sock: socket.socket, host: str, version: str, *, small: bool) -> None:
         self._sock = sock
+        self._host = host
+        self._version = version
         self._limit = _LOW_BUFFER if small else 1 << 20
 
     async def ask(
@@ -274,9 +283,9 @@ class _Http:
         """Sends a request without a body; status and headers (lower case) of the answer."""
         if not hasattr(self, "reader"):
             self.reader, self.writer = await asyncio.open_connection(sock=self._sock, limit=self._limit)
-        given = {"Host": "localhost", **headers}
+        given = {"Host": self._host, **headers}
         lines = "".join(f"{name}: {value}\r\n" for name, value in given.items())
-        self.writer.write(f"{method} {target} HTTP/1.1\r\n{lines}\r\n".encode("latin-1"))
+        self.writer.write(f"{method} {target} HTTP/{self._version}\r\n{lines}\r\n".encode("latin-1"))
         head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         pairs = (line.partition(":") for line in head[1:] if line)
         self.headers = {name.lower(): value.strip() for name, _, value in pairs}
@@ -288,7 +297,14 @@ class _Http:
         return b"".join([chunk async for chunk in self.chunks()])
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """RFC 9112, section 7.1. Ends with the body; raises IncompleteReadError where it was cut."""
+        """The body as it comes (RFC 9112, section 7.1). Raises IncompleteReadError where it was cut."""
+        if "content-length" in self.headers:
+            yield await self.body()
+            return
+        if self.headers.get("transfer-encoding") != "chunked":
+            while data := await self.reader.read(65536):
+                yield data
+            return
         while size := int(await self.reader.readuntil(b"\r\n"), 16):
             yield (await self.reader.readexactly(size + 2))[:-2]
         await self.reader.readexactly(2)
@@ -296,8 +312,7 @@ class _Http:
     async def cut(self) -> None:
         if hasattr(self, "writer"):
             self.writer.transport.abort()
-        else:
-            self._sock.close()
+        self._sock.close()
 
 
 class _HttpClient(Client):
@@ -316,8 +331,14 @@ class _HttpClient(Client):
     async def _ask(self, target: str, accept: str) -> None:
         """Raises RefusedError unless the answer is 200."""
         if self._http is None:
-            self._http = _Http(await self._socket(), small=self._receive_buffer is not None)
-        status, self.answer_headers = await self.http.ask(target, {"Accept": accept, **self.headers})
+            self._http = _Http(
+                await self._socket(),
+                urlsplit(self.url).netloc,
+                self._version,
+                small=self._receive_buffer is not None,
+            )
+        headers = {"Accept": accept, **self.headers}
+        status, self.answer_headers = await self.http.ask(target, headers)
         if status != 200:
             raise RefusedError(status, _problem(await self.http.body()), self.answer_headers)
 

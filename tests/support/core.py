@@ -1,5 +1,6 @@
 """What the tests of the core are made of: a clock and a loop turned by hand, events, entries and a log in memory."""
 
+import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -7,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from gateway.connection import Connection
 from gateway.event import Defaults, Event, make_event
 from gateway.log import Entry, OnAppend, Retention
 from gateway.log.sqlite import SqliteLog
@@ -129,3 +131,57 @@ async def memory_log(
         yield log
     finally:
         await log.close()
+
+
+class Peer:
+    """A client's socket. It takes `room` bytes, then it is full until the client reads."""
+
+    def __init__(self, room: float = float("inf")) -> None:
+        self.room = room
+        self.got = b""  # what the client has read
+        self.waiting = b""  # what it has not
+        self.closed: tuple[int, str] | None = None
+        self.aborted = False
+        self._connection: Connection | None = None
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+
+    @property
+    def write(self) -> Callable[[bytes], None]:
+        return self._write
+
+    def _write(self, data: bytes) -> None:
+        assert self.closed is None, "nothing is written to a closed socket"
+        self.waiting += data
+        if len(self.waiting) > self.room and self._flowing.is_set():
+            self._flowing.clear()
+            if self._connection is not None:
+                self._connection.fall_behind()
+
+    def read(self) -> None:
+        """The client takes all that waits."""
+        self.got, self.waiting = self.got + self.waiting, b""
+        self._flowing.set()
+
+    @property
+    def messages(self) -> list[Any]:
+        """What came over a wire of lines, read or not."""
+        return [orjson.loads(line) for line in (self.got + self.waiting).splitlines()]
+
+    @property
+    def paused(self) -> bool:
+        return not self._flowing.is_set()
+
+    def watch(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def drained(self) -> None:
+        await self._flowing.wait()
+
+    def close(self, code: int, reason: str) -> None:
+        self.closed = (code, reason)
+        self._flowing.set()
+
+    def abort(self) -> None:
+        self.aborted = True
+        self._flowing.set()

@@ -1,5 +1,6 @@
 """What a gateway process holds: open connections, file descriptors, memory; and waiting for it to be so."""
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -35,7 +36,7 @@ class Held:
 
     streams: float
     subscriptions: float
-    files: int
+    sockets: int
 
 
 def metric(text: str, name: str) -> float:
@@ -55,8 +56,18 @@ def read_metrics(port: int, **headers: str) -> str:
 def held(pid: int, port: int, **headers: str) -> Held:
     """What the gateway holds, the connection that asks it included."""
     text = read_metrics(port, **headers)
-    files = len(list(Path(f"/proc/{pid}/fd").iterdir()))
-    return Held(metric(text, "gateway_connections"), metric(text, "gateway_subscriptions"), files)
+    return Held(metric(text, "gateway_connections"), metric(text, "gateway_subscriptions"), sockets(pid))
+
+
+def sockets(pid: int) -> int:
+    """How many sockets a process has open."""
+    return sum(link.startswith("socket:") for link in _links(pid))
+
+
+def _links(pid: int) -> Iterator[str]:
+    for descriptor in list(Path(f"/proc/{pid}/fd").iterdir()):
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            yield str(descriptor.readlink())
 
 
 def memory(pid: int) -> int:

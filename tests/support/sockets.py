@@ -7,8 +7,10 @@ import base64
 import json
 import socket
 import struct
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 TEXT, BINARY, CLOSE, PING, PONG, CONTINUATION = 0x1, 0x2, 0x8, 0x9, 0xA, 0x0
 DEADLINE: Final = 15.0  # seconds that any single wait for a peer may take
@@ -57,7 +59,11 @@ class Peer:
         self.socket.settimeout(DEADLINE)
         if receive_buffer is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self.socket.connect((host, port))
+        try:
+            self.socket.connect((host, port))
+        except OSError:
+            self.socket.close()
+            raise
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._rest = b""
 
@@ -201,6 +207,19 @@ def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, masked: bool =
 
 def text_frame(message: Any) -> bytes:
     return frame(TEXT, json.dumps(message).encode())
+
+
+P = TypeVar("P", bound=Peer)
+
+
+@contextmanager
+def crowd(make: Callable[[], P], count: int) -> Iterator[list[P]]:
+    """So many peers, which are closed at the end."""
+    with ExitStack() as stack:
+        peers = [make() for _ in range(count)]
+        for peer in peers:
+            stack.enter_context(peer)
+        yield peers
 
 
 class WebSocketPeer(Peer):
