@@ -44,7 +44,9 @@ _LAG_INTERVAL = 1.0  # seconds between two looks at how late the loop is
 def make_log(settings: Settings, stats: LogStats | None = None) -> Log:
     """The log that the settings name, not opened yet. Raises LogUnavailableError for one there is none of."""
     if settings.pubsub or settings.streams:
-        raise LogUnavailableError("this version takes no events from Redis: unset GATEWAY_PUBSUB and GATEWAY_STREAMS")
+        raise LogUnavailableError(
+            "this version takes no events from Redis: unset GATEWAY_PUBSUB and GATEWAY_STREAMS"
+        )
     scheme, _, place = settings.store.partition(":")
     if scheme not in ("sqlite", "memory"):
         raise LogUnavailableError(f"this version keeps its log in SQLite: {scheme} stores are not supported")

@@ -22,7 +22,7 @@ from gateway.log import (
     Remember,
     Revocation,
 )
-from gateway.log._database import chunks, delete_keys, insert, key_rows, keys_of, select_in
+from gateway.log._database import chunks, delete_keys, insert, keys_of, select_in
 
 REMEMBERED_SECONDS: Final = 86400
 ORDER: Final = "order."
@@ -47,6 +47,11 @@ class Row:
         self.type = type_
         self.is_order = type_.startswith(ORDER)
         self.keys = keys
+
+    def key_rows(self) -> list[tuple[int, str, int]]:
+        """Its rows of the table `keys`."""
+        offset = self.entry.offset
+        return [(number, key, offset) for number, key in orjson.loads(self.keys)]
 
 
 class Standing:
@@ -94,9 +99,12 @@ class Transaction:
         self._identities: dict[tuple[str, str], int] = {}
         self._standings: dict[str, Standing] = {}
 
-    def find(self, events: Sequence[Event], subjects: Iterable[str]) -> None:
-        """Looks up what the log has of these events, and of their and these subjects."""
-        for chunk in chunks(events):
+    def find(self, events: Sequence[Event], subjects: Iterable[str], *, duplicates: bool = True) -> None:
+        """Looks up what the log has of these events, and of their and these subjects.
+
+        Without `duplicates` all events are taken for new; `write` raises sqlite3.IntegrityError if one is not.
+        """
+        for chunk in chunks(events) if duplicates else ():
             sql = _IDENTITIES.format(",".join(["(?,?)"] * len(chunk)))
             identities = chain.from_iterable((each.id, each.source) for each in chunk)
             for id_, source, offset in self.db.execute(sql, tuple(identities)).fetchall():
@@ -144,30 +152,43 @@ class Transaction:
         self._rows.append((self.head, prev, self.accepted, event.source, event.id, bytearray(event.json)))
 
     def write(self) -> None:
-        """Writes what was planned."""
+        """Writes what was planned. Raises sqlite3.IntegrityError for a duplicate that was not looked for."""
         insert(self.db, "INSERT INTO events", self._rows)
-        self._drop_behind()
         rows: list[tuple[Any, ...]] = []
         keys = _KeyChanges()
         for subject, it in self._standings.items():
-            for row in (it.latest, it.behind):
-                if row is None or row.keys:
-                    continue
-                row.keys = keys_of(row.entry.body, self._paths)
-                place = (row.entry.offset, subject, row is it.behind, row.is_order, row.type)
-                rows.append((*place, row.entry.prev, self.accepted, bytearray(row.keys), None))
+            if it.was_latest is None and it.behind is None:  # a new subject, most often
+                if it.latest is not None:
+                    keys.new += self._plan(rows, subject, it.latest, behind=False)
+                continue
+            self._drop_behind(it)
+            if it.latest is not None and not it.latest.keys:
+                self._plan(rows, subject, it.latest, behind=False)
+            if it.behind is not None and not it.behind.keys:
+                self._plan(rows, subject, it.behind, behind=True)
             keys.add(it)
         rows.sort(key=itemgetter(0))
         insert(self.db, "REPLACE INTO latest", rows)  # a row that had a subject's place goes
         keys.write(self.db)
 
-    def _drop_behind(self) -> None:
-        """Makes the place behind each latest event right for what was found."""
-        for it in self._standings.values():
-            if it.was_behind is not None and it.behind is None:
-                self.db.execute("DELETE FROM latest WHERE offset = ?", (it.was_behind.entry.offset,))
-            elif it.behind is not None and it.behind is it.was_latest:
-                self.db.execute("UPDATE latest SET behind = 1 WHERE offset = ?", (it.behind.entry.offset,))
+    def _plan(
+        self, rows: list[tuple[Any, ...]], subject: str, row: Row, *, behind: bool
+    ) -> list[tuple[int, str, int]]:
+        """Adds a new row of `latest` to `rows`; returns what goes with it into `keys`."""
+        entry = row.entry
+        pairs = keys_of(entry.body, self._paths)
+        row.keys = orjson.dumps(pairs)
+        stored = bytearray(row.keys)
+        offset, prev = entry.offset, entry.prev
+        rows.append((offset, subject, behind, row.is_order, row.type, prev, self.accepted, stored, None))
+        return [(number, key, offset) for number, key in pairs]
+
+    def _drop_behind(self, it: Standing) -> None:
+        """Makes the place behind the latest event right for what was found."""
+        if it.was_behind is not None and it.behind is None:
+            self.db.execute("DELETE FROM latest WHERE offset = ?", (it.was_behind.entry.offset,))
+        elif it.behind is not None and it.behind is it.was_latest:
+            self.db.execute("UPDATE latest SET behind = 1 WHERE offset = ?", (it.behind.entry.offset,))
 
     def _check_free(self, key: str) -> None:
         since = self.now - REMEMBERED_SECONDS * 1_000_000
@@ -213,8 +234,8 @@ class _KeyChanges:
     """What changes in the table `keys`."""
 
     def __init__(self) -> None:
+        self.new: list[tuple[int, str, int]] = []
         self._gone: list[tuple[int, str, int]] = []
-        self._new: list[tuple[int, str, int]] = []
         self._moved: list[tuple[int, int, str, int]] = []
 
     def add(self, it: Standing) -> None:
@@ -222,25 +243,21 @@ class _KeyChanges:
         if was is None or now is None or was.keys != now.keys or it.behind is not it.was_behind:
             self._add(_rows(was, it.was_behind), _rows(now, it.behind))
         elif was is not now:  # as a rule: o-1 is still of c-1
-            self._moved.extend((now.entry.offset, *row) for row in _key_rows(was))
+            self._moved.extend((now.entry.offset, *row) for row in was.key_rows())
 
     def _add(self, before: list[Row], after: list[Row]) -> None:
         for row in before:
             if row not in after:
-                self._gone.extend(_key_rows(row))
+                self._gone.extend(row.key_rows())
         for row in after:
             if row not in before:
-                self._new.extend(_key_rows(row))
+                self.new.extend(row.key_rows())
 
     def write(self, db: sqlite3.Connection) -> None:
         delete_keys(db, self._gone)
         db.executemany("UPDATE keys SET offset = ? WHERE path = ? AND key = ? AND offset = ?", self._moved)
-        insert(db, "INSERT INTO keys", self._new)
+        insert(db, "INSERT INTO keys", self.new)
 
 
 def _rows(*rows: Row | None) -> list[Row]:
     return [row for row in rows if row is not None]
-
-
-def _key_rows(row: Row) -> list[tuple[int, str, int]]:
-    return key_rows(row.keys, row.entry.offset)

@@ -186,13 +186,13 @@ def select_in(db: sqlite3.Connection, sql: str, values: Sequence[Any]) -> Iterat
         yield from db.execute(sql.format(",".join("?" * len(chunk))), chunk).fetchall()
 
 
-def keys_of(body: dict[str, Any], paths: Sequence[str]) -> bytes:
-    """The index entries of an event as JSON: [[path's number, key], ...]."""
-    return orjson.dumps([(number, key) for number, path in enumerate(paths) for key in keys_at(body, path)])
+def keys_of(body: dict[str, Any], paths: Sequence[str]) -> list[tuple[int, str]]:
+    """The index entries of an event: (path's number, key), .... `latest` stores them as JSON."""
+    return [(number, key) for number, path in enumerate(paths) for key in keys_at(body, path)]
 
 
 def key_rows(keys: bytes, offset: int) -> list[tuple[int, str, int]]:
-    """The rows of the table `keys` for what `keys_of` gave."""
+    """The rows of the table `keys` for the JSON of what `keys_of` gave."""
     return [(number, key, offset) for number, key in orjson.loads(keys)]
 
 
@@ -361,7 +361,7 @@ def _index(db: sqlite3.Connection, paths: Sequence[str]) -> None:
         logger.info("the index of latest events is built anew for %s", ", ".join(paths) or "the type alone")
     db.execute("DELETE FROM keys")
     for offset, event in _scan(db):
-        keys = keys_of(orjson.loads(event), paths)
+        keys = orjson.dumps(keys_of(orjson.loads(event), paths))
         db.execute("UPDATE latest SET keys = ? WHERE offset = ?", (keys, offset))
         insert(db, "INSERT INTO keys", key_rows(keys, offset))
     db.execute("UPDATE meta SET value = ? WHERE name = 'index'", (wanted,))

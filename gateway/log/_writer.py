@@ -23,6 +23,7 @@ from gateway.log._retention import Retainer
 logger = logging.getLogger(__name__)
 
 MAX_EVENTS: Final = 5000  # in one transaction, unless a single append has more
+_EXPECTING_DUPLICATES: Final = 50
 _IDLE_SECONDS: Final = 1.0  # between two looks at retention where nothing is written
 _WAL_LOOK_BYTES: Final = 16 << 20  # of JSON between two looks at the size of the write-ahead log
 
@@ -101,6 +102,7 @@ class Writer:
         self._post = post
         self._queue: queue.SimpleQueue[Write | None] = queue.SimpleQueue()
         self._stopping = False
+        self._expecting_duplicates = 0  # commits for which they are looked for before they are written
         self._retention_failed = False
         self._unlooked = 0
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
@@ -145,8 +147,7 @@ class Writer:
         started = time.perf_counter()
         entries: Sequence[Entry] = ()
         try:
-            with self._pool.lease() as db, transaction(db):
-                work, outcomes = self._apply(db, writes)
+            work, outcomes = self._transact(writes)
         except Exception as error:  # noqa: BLE001 -- whatever it is, those who wait must hear of it
             reason = self._health.fault = self._health.explain(error)
             outcomes = [(write, LogUnavailableError(reason)) for write in writes]
@@ -160,13 +161,30 @@ class Writer:
         self._post(Commit(self._retainer.first, self._head, entries, outcomes, seconds))
         return len(entries)
 
+    def _transact(self, writes: Sequence[Write]) -> tuple[Transaction, list[tuple[Write, Outcome]]]:
+        """Most events are new: taking them for that saves a look-up of each, and the index tells when it is not so.
+
+        Duplicates come in runs, when a producer sends again, so for a while they are looked for then.
+        """
+        with self._pool.lease() as db:
+            if self._expecting_duplicates == 0:
+                try:
+                    with transaction(db):
+                        return self._apply(db, writes, duplicates=False)
+                except sqlite3.IntegrityError:
+                    self._expecting_duplicates = _EXPECTING_DUPLICATES
+            self._expecting_duplicates -= 1
+            with transaction(db):
+                return self._apply(db, writes, duplicates=True)
+
     def _apply(
-        self, db: sqlite3.Connection, writes: Sequence[Write]
+        self, db: sqlite3.Connection, writes: Sequence[Write], *, duplicates: bool
     ) -> tuple[Transaction, list[tuple[Write, Outcome]]]:
         work = Transaction(db, self._paths, head=self._head, accepted=self._accepted, now=self._now())
         work.find(
             [event for write in writes for event in write.events],
             [subject for write in writes for subject in write.subjects],
+            duplicates=duplicates,
         )
         outcomes: list[tuple[Write, Outcome]] = []
         for write in writes:
