@@ -18,6 +18,7 @@ from gateway.errors import GatewayError, Problem, pointer
 from gateway.jsontext import dumps
 
 SPECVERSION: Final = "1.0"
+_DEFAULTED: Final = frozenset({"specversion", "id", "source", "time", "datacontenttype"})
 _EXTENSION = re.compile(r"[a-z0-9]{1,20}", re.ASCII)
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(?:\.\d+)?(?:[Zz]|[+-]\d\d:\d\d)", re.ASCII)
 # RFC 3986's characters, and those beyond ASCII that an IRI has: no spaces, no controls, no quotes.
@@ -88,15 +89,7 @@ def make_event(value: Any, defaults: Defaults, *, max_bytes: int, at: tuple[str 
             f"{faults[0][0]}: {faults[0][1]}" if faults[0][0] else faults[0][1],
             errors=[Problem(pointer(*at, name), detail) for name, detail in faults],
         )
-    filled = {
-        "specversion": SPECVERSION,
-        "id": value.get("id") or defaults.new_id(),
-        "source": value.get("source") or defaults.source,
-        "type": value["type"],
-        "time": value.get("time") or defaults.new_time(),
-        "datacontenttype": "application/json",
-        **value,
-    }
+    filled = value if _DEFAULTED <= value.keys() else _filled(value, defaults)
     json = dumps(filled)
     if len(json) > max_bytes and len(dumps(value)) > max_bytes:
         raise GatewayError(
@@ -105,6 +98,18 @@ def make_event(value: Any, defaults: Defaults, *, max_bytes: int, at: tuple[str 
             errors=[Problem(pointer(*at), f"more than {max_bytes} bytes")],
         )
     return Event(filled["source"], filled["id"], filled["type"], filled.get("subject"), filled, json)
+
+
+def _filled(value: dict[str, Any], defaults: Defaults) -> dict[str, Any]:
+    return {
+        "specversion": SPECVERSION,
+        "id": value.get("id") or defaults.new_id(),
+        "source": value.get("source") or defaults.source,
+        "type": value["type"],
+        "time": value.get("time") or defaults.new_time(),
+        "datacontenttype": "application/json",
+        **value,
+    }
 
 
 def _faults(value: dict[str, Any]) -> list[tuple[str, str]]:

@@ -124,19 +124,23 @@ async def test_subscriptions_of_one_connection_are_served_each_for_itself(stand:
     """Several that catch up at once, beside one that is live: each in order and once."""
     await stand.publish(*({"type": "t", "id": f"e{at}", "subject": f"o-{at % 3}"} for at in range(900)))
     client = await talk(stand)
-    subs = {}
-    for at, since in enumerate((None, "earliest", stand.cursor(450))):
-        await client.send(
-            op="subscribe", id=str(at), filter={"exact": {"subject": f"o-{at}"}}, since=since or "live"
-        )
-        subs[(await client.expect("subscribed"))["sub"]] = at
-    await stand.publish(*({"type": "t", "id": f"e{at}", "subject": f"o-{at % 3}"} for at in range(900, 1200)))
-    told: dict[int, list[str]] = {0: [], 1: [], 2: []}
-    while sum(map(len, told.values())) < 100 + 400 + 250:
-        message = await client.expect("event")
-        told[subs[message["sub"]]].append(message["event"]["id"])
+    wanted = {str(at): {"exact": {"subject": f"o-{at}"}} for at in range(3)}
+    for id_, since in (("0", "live"), ("1", "earliest"), ("2", stand.cursor(450))):
+        await client.send(op="subscribe", id=id_, filter=wanted[id_], since=since)
+    asked = {}
+    told: dict[str, list[str]] = {id_: [] for id_ in wanted}
+    while len(asked) < 3 or sum(map(len, told.values())) < 100 + 400 + 250:
+        message = await client.receive()
+        if message["op"] == "subscribed":
+            asked[message["sub"]] = message["id"]
+            if len(asked) == 3:
+                await stand.publish(
+                    *({"type": "t", "id": f"e{at}", "subject": f"o-{at % 3}"} for at in range(900, 1200))
+                )
+        elif message["op"] == "event":
+            told[asked[message["sub"]]].append(message["event"]["id"])
     for at, begin in ((0, 900), (1, 0), (2, 450)):
-        assert told[at] == [f"e{each}" for each in range(begin, 1200) if each % 3 == at]
+        assert told[str(at)] == [f"e{each}" for each in range(begin, 1200) if each % 3 == at]
 
 
 async def test_so_many_subscriptions_and_no_more(start: Start) -> None:

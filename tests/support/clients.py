@@ -85,12 +85,8 @@ class Client(ABC):
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
         receive_buffer: int | None = None,
-        version: str = "1.1",
     ) -> None:
-        """`receive_buffer` bytes are all that the kernel and the client hold for a test that does not read.
-
-        `version` is that of HTTP.
-        """
+        """`receive_buffer` bytes are all that the kernel and the client hold for a test that does not read."""
         self.url = url
         self.headers = dict(headers or {})
         if token is not None:
@@ -99,7 +95,6 @@ class Client(ABC):
         self.cursor: str | None = None
         self.code: int | None = None  # with which the gateway closed
         self._receive_buffer = receive_buffer
-        self._version = version
         self._options: dict[str, Any] = {}
         self._is_open = False
 
@@ -271,10 +266,9 @@ class WebSocketClient(Client):
 class _Http:
     """One HTTP/1.1 connection, one request after the other."""
 
-    def __init__(self, sock: socket.socket, host: str, version: str, *, small: bool) -> None:
+    def __init__(self, sock: socket.socket, host: str, *, small: bool) -> None:
         self._sock = sock
         self._host = host
-        self._version = version
         self._limit = _LOW_BUFFER if small else 1 << 20
 
     async def ask(
@@ -285,7 +279,7 @@ class _Http:
             self.reader, self.writer = await asyncio.open_connection(sock=self._sock, limit=self._limit)
         given = {"Host": self._host, **headers}
         lines = "".join(f"{name}: {value}\r\n" for name, value in given.items())
-        self.writer.write(f"{method} {target} HTTP/{self._version}\r\n{lines}\r\n".encode("latin-1"))
+        self.writer.write(f"{method} {target} HTTP/1.1\r\n{lines}\r\n".encode("latin-1"))
         head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         pairs = (line.partition(":") for line in head[1:] if line)
         self.headers = {name.lower(): value.strip() for name, _, value in pairs}
@@ -300,10 +294,6 @@ class _Http:
         """The body as it comes (RFC 9112, section 7.1). Raises IncompleteReadError where it was cut."""
         if "content-length" in self.headers:
             yield await self.body()
-            return
-        if self.headers.get("transfer-encoding") != "chunked":
-            while data := await self.reader.read(65536):
-                yield data
             return
         while size := int(await self.reader.readuntil(b"\r\n"), 16):
             yield (await self.reader.readexactly(size + 2))[:-2]

@@ -85,11 +85,20 @@ def _serving(open_server: Callable[[], Opened[T]]) -> Iterator[tuple[Served, T]]
         try:
             yield served, more
         finally:
-            served.stop()
+            if not served.loop.is_closed():
+                served.stop()
     finally:
         thread.join(JOIN_SECONDS)
         listener.close()
         assert not thread.is_alive(), "the server does not end"
+
+
+class _Threaded(Server):
+    """Signals belong to the main thread, which runs the tests."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
 
 
 @contextmanager
@@ -101,7 +110,7 @@ def serving_gateway(**settings: Any) -> Iterator[tuple[Served, Node]]:
     @asynccontextmanager
     async def opened() -> AsyncIterator[tuple[uvicorn.Server, Node]]:
         async with gateway.running() as node:
-            yield Server(make_config(gateway, chosen), node), node
+            yield _Threaded(make_config(gateway, chosen), node), node
 
     with _serving(opened) as pair:
         yield pair
