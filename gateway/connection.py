@@ -201,7 +201,7 @@ class Connection:
                     await self._serve(next(iter(self._behind)))
         except Exception:
             logger.exception("connection %s: catching up failed", self.id)
-            self.socket.close(1011, "internal error")
+            self.end(1011, "internal error", 1000)
         finally:
             self._task = None
 

@@ -89,7 +89,7 @@ def make_event(value: Any, defaults: Defaults, *, max_bytes: int, at: tuple[str 
             f"{faults[0][0]}: {faults[0][1]}" if faults[0][0] else faults[0][1],
             errors=[Problem(pointer(*at, name), detail) for name, detail in faults],
         )
-    filled = value if _DEFAULTED <= value.keys() else _filled(value, defaults)
+    filled = value if value.keys() >= _DEFAULTED else _filled(value, defaults)
     json = dumps(filled)
     if len(json) > max_bytes and len(dumps(value)) > max_bytes:
         raise GatewayError(

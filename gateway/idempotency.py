@@ -7,7 +7,6 @@ effect. What the caller may do is so checked before any stored answer is given.
 import hashlib
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -51,14 +50,6 @@ class Slip:
 Perform = Callable[[Slip], Awaitable[Reply]]
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A call that was read and authorised: the bytes that it came with, and what it will do."""
-
-    body: bytes
-    perform: Perform
-
-
 Prepare = Callable[[Call, bytes], Awaitable[Perform]]
 
 
@@ -90,7 +81,7 @@ def idempotent(prepare: Prepare) -> Handler:
 
 async def _handle_once(call: Call, key: str, prepare: Prepare) -> Response:
     body = await call.body()
-    digest = hashlib.sha256(call.request.headers.get("content-type", "").encode() + b"\0" + body).digest()
+    digest = _digest(call, body)
     slip = Slip(key, digest)
     try:
         perform = await prepare(call, body)
@@ -107,6 +98,16 @@ async def _handle_once(call: Call, key: str, prepare: Prepare) -> Response:
     if stored is None:
         raise GatewayError("request_in_progress", "the key is in use", headers={"Retry-After": "1"})
     return _again(call.node, stored, digest)
+
+
+def _digest(call: Call, body: bytes) -> bytes:
+    """Of all that makes the request: its body, and the headers that say what the body is."""
+    headers = [
+        (name, value)
+        for name, value in call.request.headers.items()
+        if name == "content-type" or name[:3] == "ce-"
+    ]
+    return hashlib.sha256(orjson.dumps(sorted(headers)) + b"\0" + body).digest()
 
 
 def _failing(error: GatewayError) -> Perform:

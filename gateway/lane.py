@@ -24,7 +24,7 @@ class Sink(Hashable, Protocol):
     """A live client's place on a lane."""
 
     def broken(self, error: Exception) -> None:
-        """The write to this client raised; nothing more will be written to it."""
+        """The write to this client raised; it shall leave."""
 
 
 class Lane:
@@ -85,6 +85,8 @@ class Lane:
         position = self.position_of(sink)
         del self.sinks[sink]
         self._remaining.pop(sink, None)
+        if not self._remaining:
+            self._data = b""
         if not self.sinks:
             self._parts.clear()
             self._times.clear()

@@ -126,17 +126,19 @@ class ProxyHeaders(ProxyHeadersMiddleware):
 
     def __call__(self, scope: Any, receive: Any, send: Any) -> Any:
         """No coroutine of its own: a stream that is open for days need not hold its frame."""
-        if scope["type"] != "lifespan":
-            client = scope.get("client")
-            self._forward_host(scope, trusted=bool(client) and client[0] in self.trusted_hosts)
-            if not any(name.startswith(b"x-forwarded-") for name, _ in scope["headers"]):
-                return self.app(scope, receive, send)
+        if scope["type"] == "lifespan":
+            return self.app(scope, receive, send)
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        scope.setdefault("state", {})["raw_host"] = _last(headers, b"host")
+        if not any([name[:12] == b"x-forwarded-" for name, _ in headers]):
+            return self.app(scope, receive, send)
+        client = scope.get("client")
+        self._forward_host(scope, trusted=bool(client) and client[0] in self.trusted_hosts)
         return super().__call__(scope, receive, send)
 
     @staticmethod
     def _forward_host(scope: Any, *, trusted: bool) -> None:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
-        scope.setdefault("state", {})["raw_host"] = _last(headers, b"host")
         # Proxies that add to the header add at its end: what stands before may be the client's own.
         forwarded = _last(headers, b"x-forwarded-host").rpartition(",")[2].strip()
         if trusted and _HOST.fullmatch(forwarded):

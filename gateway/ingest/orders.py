@@ -194,14 +194,14 @@ async def index(call: Call) -> Response:
         scanned += len(page)
         if len(page) < _PAGE and len(orders) < limit:
             return JsonResponse({"orders": orders, "next": None})
-    more = await _newest(call, filter_, before)
+    more = await _newest(call, filter_, before, limit=1)
     cursor = call.node.cursors.encode(call.log.epoch, before) if more else None
     return JsonResponse({"orders": orders, "next": cursor})
 
 
-async def _newest(call: Call, filter_: Filter | None, before: int) -> Sequence[Entry]:
+async def _newest(call: Call, filter_: Filter | None, before: int, limit: int = _PAGE) -> Sequence[Entry]:
     return await call.log.latest(
-        _lookup(call, filter_), after=0, upto=before, limit=_PAGE, newest_first=True, orders=True
+        _lookup(call, filter_), after=0, upto=before, limit=limit, newest_first=True, orders=True
     )
 
 
@@ -222,6 +222,9 @@ def _after(call: Call, text: str | None) -> int:
     if text is None:
         return call.node.hub.position
     try:
-        return call.node.cursors.decode(text).offset
+        place = call.node.cursors.decode(text)
     except ValueError as error:
         raise GatewayError("bad_request", f"after is the `next` of an earlier answer: {error}") from None
+    if place.epoch != call.log.epoch:
+        raise GatewayError("bad_request", "after is of an earlier log: begin again without it")
+    return place.offset

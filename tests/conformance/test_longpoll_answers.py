@@ -1,6 +1,7 @@
 """What only long poll has: the answer to the letter, `limit` and `wait`, and what wakes it."""
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -10,8 +11,16 @@ from tests.conformance.conftest import Stand, Start, until
 JSON = {"Accept": "application/json"}
 
 
-async def poll(stand: Stand, *, headers: dict[str, str] | None = None, **query: Any) -> dict[str, Any]:
-    answer = await stand.http.get("/events", params={"wait": 0, **query}, headers={**JSON, **(headers or {})})
+async def poll(
+    stand: Stand,
+    query: Mapping[str, Any] | None = None,
+    *,
+    headers: Mapping[str, str] | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    answer = await stand.http.get(
+        "/events", params={"wait": 0, **(query or {}), **more}, headers={**JSON, **(headers or {})}
+    )
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["cache-control"] == "no-store"
@@ -24,8 +33,7 @@ async def test_an_answer_to_the_letter(stand: Stand) -> None:
     """Entries with their cursors, the cursor to go on from, and no gap."""
     order = {"type": "t", "source": "/s", "subject": "o-1"}
     await stand.publish({**order, "id": "1", "data": {"status": "paid"}}, {**order, "id": "2"})
-    query = {"since": "earliest", "data.status": "paid", "leave": "true"}
-    told = await poll(stand, **query)
+    told = await poll(stand, {"since": "earliest", "data.status": "paid", "leave": "true"})
     entry, leave = told["events"]
     assert list(entry) == ["cursor", "event"]
     assert (entry["cursor"], entry["event"]["id"]) == (stand.cursor(1), "1")
@@ -95,7 +103,7 @@ async def test_a_leave_wakes_a_poll(stand: Stand) -> None:
     """It is a message as any other."""
     await stand.publish({"type": "t", "subject": "o-1", "data": {"status": "paid"}})
     query = {"data.status": "paid", "leave": "true"}
-    waiting = asyncio.ensure_future(poll(stand, wait=20, **query))
+    waiting = asyncio.ensure_future(poll(stand, query, wait=20))
     await until(lambda: bool(stand.node.hub.channels))
     await stand.publish({"type": "t", "subject": "o-1"})
     assert (await waiting)["events"] == [{"cursor": stand.cursor(2), "leave": "o-1"}]
@@ -104,7 +112,7 @@ async def test_a_leave_wakes_a_poll(stand: Stand) -> None:
 async def test_many_polls_wait_and_are_answered_at_once(stand: Stand) -> None:
     """Of one filter and of different ones."""
     waiting = [
-        asyncio.ensure_future(poll(stand, wait=20, **({"subject": f"o-{at % 2}"} if at % 3 else {})))
+        asyncio.ensure_future(poll(stand, {"subject": f"o-{at % 2}"} if at % 3 else {}, wait=20))
         for at in range(12)
     ]
     await until(lambda: sum(each.holders for each in stand.node.hub.channels.values()) == 12)

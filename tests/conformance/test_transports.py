@@ -247,7 +247,7 @@ async def test_a_cursor_of_another_log_is_a_gap_to_the_head(stand: Stand, transp
 )
 async def test_a_filter_lets_through_what_matches(stand: Stand, transport: str, wanted: Any) -> None:
     """Replayed and live alike."""
-    log = events(30) + [event("last", "o-1", status="paid", at=30, coupon=None)]
+    log = [*events(30), event("last", "o-1", status="paid", at=30, coupon=None)]
     await stand.publish(*log[:15])
     stream = stand.client(transport).open(filter=wanted, since="earliest")
     told = await catch_up(stream)

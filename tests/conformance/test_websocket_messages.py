@@ -127,7 +127,7 @@ async def test_subscriptions_of_one_connection_are_served_each_for_itself(stand:
     wanted = {str(at): {"exact": {"subject": f"o-{at}"}} for at in range(3)}
     for id_, since in (("0", "live"), ("1", "earliest"), ("2", stand.cursor(450))):
         await client.send(op="subscribe", id=id_, filter=wanted[id_], since=since)
-    asked = {}
+    asked: dict[str, str] = {}
     told: dict[str, list[str]] = {id_: [] for id_ in wanted}
     while len(asked) < 3 or sum(map(len, told.values())) < 100 + 400 + 250:
         message = await client.receive()

@@ -1,0 +1,267 @@
+"""The fast path on real sockets: ready-made frames, slow readers, closes, socket options, TLS."""
+
+import http.client
+import ipaddress
+import json
+import socket
+import ssl
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from websockets.sync.client import connect
+
+from gateway.protocols import EXTENSION, HIGH_WATER, UNSENT_BYTES, Timeouts
+from gateway.wire import frame as ready_made
+from tests.support.health import eventually, eventually_equal
+from tests.support.serving import Served, serving_app, serving_gateway
+from tests.support.sockets import (
+    CLOSE,
+    DEADLINE,
+    PING,
+    PONG,
+    TEXT,
+    Frame,
+    Peer,
+    StreamPeer,
+    WebSocketPeer,
+    crowd,
+    frame,
+    request,
+)
+
+
+class Handed:
+    """An application that hands its socket out and notes what it receives."""
+
+    def __init__(self) -> None:
+        self.socket: Any = None
+        self.accepted = threading.Event()
+        self.received: list[Any] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        self.socket = scope["extensions"][EXTENSION]
+        self.accepted.set()
+        while (message := await receive())["type"] != "websocket.disconnect":
+            self.received.append(message["text"])
+        self.received.append(message["code"])
+
+    def stall(self, served: Served) -> None:
+        """Writes until the socket is paused: the client does not read."""
+
+        def fill() -> None:
+            while not self.socket.paused:
+                self.socket.write(ready_made(b"x" * 60_000))
+
+        served.call(fill)
+
+
+def test_ready_made_frames_of_every_length_are_read_by_a_proper_client() -> None:
+    """The three encodings of a length, at their borders (RFC 6455, 5.2)."""
+    app = Handed()
+    texts = [("é" * size)[:size] for size in (0, 1, 60, 125, 126, 127, 65_535, 65_536, 200_000)]
+    with (
+        serving_app(app) as served,
+        connect(f"ws://127.0.0.1:{served.port}/", max_size=None, compression=None) as client,
+    ):
+        assert app.accepted.wait(DEADLINE)
+        for size in (0, 125, 126, 65_535, 65_536):
+            served.call(lambda size=size: app.socket.write(ready_made(b"x" * size)))  # type: ignore[misc]
+            assert client.recv(DEADLINE) == "x" * size
+        served.call(lambda: app.socket.write(b"".join(ready_made(text.encode()) for text in texts)))
+        assert [client.recv(DEADLINE) for _ in texts] == texts
+
+
+def test_pings_are_not_answered_while_the_client_does_not_read() -> None:
+    """Their pongs would only fill the buffer; when it reads again, the next ping has its pong."""
+    app = Handed()
+    with (
+        serving_app(app, ws_ping_interval=None) as served,
+        WebSocketPeer(served.port, receive_buffer=4096) as peer,
+    ):
+        assert app.accepted.wait(DEADLINE)
+        app.stall(served)
+        before = served.call(app.socket.transport.get_write_buffer_size)
+        peer.send(frame(PING, b"x" * 125) * 1000 + frame(TEXT, b"end"))
+        eventually(lambda: app.received == ["end"])
+        assert served.call(app.socket.transport.get_write_buffer_size) == before
+        with ThreadPoolExecutor(1) as pool:
+            reading = pool.submit(read_until_pong, peer, b"again")
+            eventually(lambda: not app.socket.paused)
+            peer.send(frame(PING, b"again"))
+            assert reading.result(DEADLINE) == [b"again"]
+
+
+def read_until_pong(peer: WebSocketPeer, last: bytes) -> list[bytes]:
+    """The payloads of all pongs up to this one."""
+    pongs: list[bytes] = []
+    while last not in pongs:
+        if (got := peer.read_frame()).opcode == PONG:
+            pongs.append(got.payload)
+    return pongs
+
+
+def test_frames_written_between_a_close_and_its_answer_are_whole() -> None:
+    """A close of the gateway's, a ping answered and frames in flight: each is whole, the close is the last."""
+    app = Handed()
+    with serving_app(app) as served, WebSocketPeer(served.port) as peer:
+        assert app.accepted.wait(DEADLINE)
+
+        def say_and_close() -> None:
+            for number in range(100):
+                app.socket.write(ready_made(str(number).encode() * 1000))
+            app.socket.close(4008, "enough")
+            app.socket.close(1000, "once more")
+
+        peer.send(frame(PING, b"?") * 10)
+        served.call(say_and_close)
+        frames = []
+        while (got := peer.read_frame()).opcode != CLOSE:
+            frames.append(got)
+        assert got == Frame(CLOSE, (4008).to_bytes(2, "big") + b"enough")
+        assert [each.payload for each in frames if each.opcode == TEXT] == [
+            str(number).encode() * 1000 for number in range(100)
+        ]
+        peer.send(frame(CLOSE, (4008).to_bytes(2, "big")))
+        assert peer.read_to_end() == b""
+        eventually(lambda: app.received == [4008])
+
+
+def test_nothing_follows_a_close_while_events_pour_in() -> None:
+    """Clients are sent away in the middle of a stream of events: after the close frame comes the end."""
+    event = request("POST", "/events", b'{"type":"a"}', content_type="application/json")
+    stop = threading.Event()
+
+    def publish(port: int) -> None:
+        with Peer(port) as publisher:
+            while not stop.is_set():
+                publisher.send(event)
+                publisher.read_answer()
+
+    def follow(peer: WebSocketPeer) -> int:
+        code = peer.read_close()
+        peer.send(frame(CLOSE, code.to_bytes(2, "big")))
+        assert peer.read_to_end() == b""
+        return code
+
+    with (
+        serving_gateway() as (served, node),
+        ThreadPoolExecutor(21) as pool,
+        crowd(lambda: WebSocketPeer(served.port), 20) as peers,
+    ):
+        for peer in peers:
+            peer.subscribe()
+        publishing = pool.submit(publish, served.port)
+        codes = pool.map(follow, peers)
+        served.wait(node.connections.drain(0.2))
+        assert set(codes) == {1012}
+        stop.set()
+        publishing.result(DEADLINE)
+
+
+@pytest.mark.parametrize("kind", [WebSocketPeer, StreamPeer])
+def test_sockets_are_tuned(kind: Any) -> None:
+    """The kernel ends a peer that vanishes, and buffers no more than a little beyond its window."""
+    with serving_gateway(peer_timeout="30s") as (served, _), kind(served.port):
+        (protocol,) = served.connections
+        tcp = protocol.transport.get_extra_info("socket")
+        assert tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 20_000
+        assert tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == UNSENT_BYTES
+        assert tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+        assert served.call(protocol.transport.get_write_buffer_limits)[1] == HIGH_WATER
+
+
+def test_a_closing_client_that_does_not_read_is_cut_off() -> None:
+    """Where closing would wait for a buffer that never drains."""
+    app = Handed()
+    with (
+        serving_app(app, timeouts=Timeouts(head=30, peer=600), ws_ping_interval=None) as served,
+        WebSocketPeer(served.port, receive_buffer=4096),
+    ):
+        assert app.accepted.wait(DEADLINE)
+        app.stall(served)
+        served.call(lambda: app.socket.close(4100, "too slow"))
+        eventually_equal(lambda: served.connections, [])
+
+
+# TLS
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate of our own making for 127.0.0.1, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    folder = tmp_path_factory.mktemp("tls")
+    paths = folder / "cert.pem", folder / "key.pem"
+    paths[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    paths[1].write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    return paths
+
+
+def test_websockets_and_streams_work_over_tls(certificate: tuple[Path, Path]) -> None:
+    """wss and https on the same fast path: an event published over TLS reaches both."""
+    cert, key = certificate
+    context = ssl.create_default_context(cafile=str(cert))
+    with serving_gateway(tls_cert=cert, tls_key=key) as (served, _):
+        address = ("127.0.0.1", served.port)
+        stream, publisher = (http.client.HTTPSConnection(*address, context=context) for _ in range(2))
+        with connect(f"wss://127.0.0.1:{served.port}/ws", ssl=context) as client:
+            client.send('{"op":"subscribe","id":"1"}')
+            assert [json.loads(client.recv(DEADLINE))["op"] for _ in range(2)] == ["hello", "subscribed"]
+            stream.request("GET", "/events", headers={"Accept": "text/event-stream"})
+            answer = stream.getresponse()
+            assert answer.readline().startswith(b"retry: ")
+            body = json.dumps({"type": "a", "data": "x" * 60_000})
+            publisher.request("POST", "/events", body, {"Content-Type": "application/json"})
+            assert publisher.getresponse().status == 202
+            assert json.loads(client.recv(DEADLINE))["event"]["data"] == "x" * 60_000
+            lines = iter(answer.readline, b"")
+            assert next(line for line in lines if line.startswith(b"data: ")).endswith(b"}\n")
+        stream.close()
+        publisher.close()
+
+
+def test_a_client_that_stops_reading_over_tls_is_ended(certificate: tuple[Path, Path]) -> None:
+    """The layer between has buffers of its own, which must not keep the connection either."""
+    cert, key = certificate
+    context = ssl.create_default_context(cafile=str(cert))
+    batch = json.dumps([{"type": "a", "data": "x" * 30_000}] * 200).encode()
+    with serving_gateway(tls_cert=cert, tls_key=key, peer_timeout="3s") as (served, node):
+        publisher = http.client.HTTPSConnection("127.0.0.1", served.port, context=context)
+        with connect(f"wss://127.0.0.1:{served.port}/ws", ssl=context, max_queue=1) as client:
+            client.send('{"op":"subscribe","id":"1"}')
+            eventually(lambda: len(node.hub.channels) == 1)
+            publisher.request("POST", "/events", batch, {"Content-Type": "application/json"})
+            assert publisher.getresponse().status == 202
+            publisher.close()
+            eventually_equal(lambda: (served.connections, len(node.connections)), ([], 0))
+            client.socket.close()
