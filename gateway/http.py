@@ -72,18 +72,19 @@ class Call:
         when the caller is gone, `unsupported_media_type` for a compressed body."""
         if self.request.headers.get("content-encoding", "identity").lower() != "identity":
             raise GatewayError("unsupported_media_type", "the body must not be compressed")
-        stream = self.request.stream()
-        while True:
+        more = True
+        while more:
             try:
                 async with asyncio.timeout(self.node.settings.request_timeout):
-                    chunk = await anext(stream, None)
+                    message = await self.request.receive()
             except TimeoutError:
                 raise GatewayError(
                     "request_timeout", "the body came too slowly", headers={"Connection": "close"}
                 ) from None
-            if chunk is None:
-                return
-            if chunk:
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            more = message.get("more_body", False)
+            if chunk := message.get("body", b""):
                 yield chunk
 
     async def body(self, limit: int | None = None) -> bytes:

@@ -130,7 +130,7 @@ class ProxyHeaders(ProxyHeadersMiddleware):
             return self.app(scope, receive, send)
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         scope.setdefault("state", {})["raw_host"] = _last(headers, b"host")
-        if not any([name[:12] == b"x-forwarded-" for name, _ in headers]):
+        if not any(name[:12] == b"x-forwarded-" for name, _ in headers):
             return self.app(scope, receive, send)
         client = scope.get("client")
         self._forward_host(scope, trusted=bool(client) and client[0] in self.trusted_hosts)

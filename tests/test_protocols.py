@@ -7,6 +7,8 @@ source of the gateway, so they can neither miss a name nor keep one that is no l
 import ast
 import asyncio
 import inspect
+import sys
+import textwrap
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +28,7 @@ from websockets.server import ServerProtocol
 import gateway.protocols
 import gateway.server
 from gateway.protocols import MAX_HANDSHAKE_HEADERS, MAX_HANDSHAKE_LINE
+from gateway.slim import Gate, Mailbox
 from tests.support.serving import serving_app
 from tests.support.sockets import CLOSE, DEADLINE, PING, TEXT, Peer, WebSocketPeer, frame, handshake, request
 
@@ -45,6 +48,7 @@ WEBSOCKET_METHODS = {
     "send_keepalive_ping": [],
     "keepalive_timeout": [],
     "stop_keepalive": [],
+    "send": ["message"],
     "shutdown": [],
 }
 # What a new instance has, and its value then; Any where only the type of use matters.
@@ -59,6 +63,8 @@ WEBSOCKET_ATTRIBUTES: dict[str, Any] = {
     "frames": [],
     "curr_msg_data_type": "bytes",
     "handshake_initiated": False,
+    "handshake_complete": False,
+    "disconnected": False,
     "close_sent": False,
     "close_timer": None,
     "read_paused": False,
@@ -67,7 +73,7 @@ WEBSOCKET_ATTRIBUTES: dict[str, Any] = {
     "last_ping_rtt": 0.0,
 }
 WEBSOCKET_HANDSHAKE_ATTRIBUTES = {"scope", "request", "response"}  # set by handle_connect
-CONN_MEMBERS = {"handshake_exc", "send_close", "data_to_send", "fail", "close_sent"}
+CONN_MEMBERS = {"accept", "handshake_exc", "send_close", "data_to_send", "fail", "close_sent"}
 
 HTTP_METHODS = {
     "__init__": ["config", "server_state", "app_state", "_loop"],
@@ -76,7 +82,10 @@ HTTP_METHODS = {
     "pause_writing": [],
     "data_received": ["data"],
     "on_message_begin": [],
+    "on_header": ["name", "value"],
     "on_headers_complete": [],
+    "on_body": ["body"],
+    "on_message_complete": [],
     "on_response_complete": [],
     "_should_upgrade": [],
     "_get_upgrade": [],
@@ -93,13 +102,21 @@ HTTP_ATTRIBUTES: dict[str, Any] = {
     "flow": None,
     "parser": Any,
     "cycle": None,
+    "pipeline": Any,
     "scope": None,
     "headers": None,
 }
 HTTP_REQUEST_ATTRIBUTES = {"url"}  # set by on_message_begin
-FLOW_MEMBERS = {"write_paused", "drain"}
-CYCLE_MEMBERS = {"response_complete", "keep_alive"}
-PARSER_MEMBERS = {"should_upgrade", "get_method", "get_http_version"}
+FLOW_MEMBERS = {"write_paused", "drain", "_is_writable_event"}
+CYCLE_MEMBERS = {
+    "disconnected",
+    "message_event",
+    "response_complete",
+    "response_started",
+    "scope",
+    "transport",
+}
+PARSER_MEMBERS = {"set_dangerous_leniencies", "should_upgrade", "get_method", "get_http_version"}
 
 SERVER_METHODS = {
     "__init__": ["config"],
@@ -173,11 +190,28 @@ def test_the_parts_of_a_protocol_have_the_known_members(make: Callable[[], Any],
     assert {name for name in members if not hasattr(part, name)} == set()
 
 
-def test_a_request_cycle_takes_keep_alive_and_tells_when_its_response_is_complete() -> None:
-    """Both are plain attributes of the cycle; the first is also a parameter."""
+def test_a_request_cycle_has_the_known_attributes() -> None:
+    """They are set when it is made, so the transport can be replaced before the application runs."""
     source = inspect.getsource(RequestResponseCycle.__init__)
-    assert "keep_alive" in _parameters(RequestResponseCycle.__init__)
-    assert all(f"self.{name} = " in source for name in CYCLE_MEMBERS)
+    assert {name for name in CYCLE_MEMBERS if f"self.{name} = " not in source} == set()
+
+
+@pytest.mark.parametrize(
+    ("owner", "attribute", "replacement"),
+    [
+        (WebSocketsSansIOProtocol, "queue", Mailbox),
+        (WebSocketsSansIOProtocol, "writable", Gate),
+        (FlowControl, "_is_writable_event", Gate),
+        (RequestResponseCycle, "message_event", Gate),
+    ],
+)
+def test_what_replaces_a_part_of_uvicorn_can_all_that_is_asked_of_it(
+    owner: Any, attribute: str, replacement: Any
+) -> None:
+    """The slim replacements of asyncio's Queue and Event have each method that uvicorn calls."""
+    uses = _Uses()
+    uses.visit(ast.parse(textwrap.dedent(inspect.getsource(owner))))
+    assert uses.inner[attribute] <= set(dir(replacement))
 
 
 def test_the_limits_of_a_handshake_are_those_of_websockets() -> None:
@@ -205,48 +239,72 @@ class _Uses(ast.NodeVisitor):
         self.generic_visit(node)
 
 
-def _uses(module: Any, cls: Any) -> _Uses:
-    """What the gateway's class takes from its bases outside the gateway."""
+def _class_of(module: Any, name: str) -> ast.ClassDef:
     tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
-    body = next(each for each in tree.body if isinstance(each, ast.ClassDef) and each.name == cls.__name__)
+    return next(each for each in tree.body if isinstance(each, ast.ClassDef) and each.name == name)
+
+
+def _uses(module: Any, *names: str) -> _Uses:
+    """What these classes use, and what they override."""
     uses = _Uses()
-    uses.visit(body)
-    overridden = {each.name for each in body.body if isinstance(each, ast.FunctionDef)}
-    own = {name for each in cls.__mro__ if each.__module__.startswith("gateway.") for name in vars(each)}
-    set_here = set(own) | {"_node", "_head_timer", "_head_bytes", "_upgrade", "_abort_timer"}
-    foreign = next(each for each in cls.__mro__ if not each.__module__.startswith("gateway."))
-    uses.own = {name for name in uses.own | overridden if name not in set_here or hasattr(foreign, name)}
+    for name in names:
+        body = _class_of(module, name)
+        uses.visit(body)
+        uses.own |= {
+            each.name for each in body.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)
+        }
     return uses
 
 
+def _names(module: Any, cls: str, variable: str) -> set[str]:
+    """The members that a class uses of a local variable."""
+    nodes = ast.walk(_class_of(module, cls))
+    return {
+        node.attr
+        for node in nodes
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == variable
+    }
+
+
 @pytest.mark.parametrize(
-    ("module", "cls", "named"),
+    ("base", "name", "named"),
     [
         (
-            gateway.protocols,
-            gateway.protocols.WebSocketProtocol,
+            WebSocketsSansIOProtocol,
+            "WebSocketProtocol",
             WEBSOCKET_METHODS.keys() | WEBSOCKET_ATTRIBUTES.keys() | WEBSOCKET_HANDSHAKE_ATTRIBUTES,
         ),
         (
-            gateway.protocols,
-            gateway.protocols.HttpProtocol,
+            HttpToolsProtocol,
+            "HttpProtocol",
             HTTP_METHODS.keys() | HTTP_ATTRIBUTES.keys() | HTTP_REQUEST_ATTRIBUTES,
         ),
-        (gateway.server, gateway.server.Server, SERVER_METHODS.keys() - {"serve"} | SERVER_ATTRIBUTES.keys()),
     ],
 )
-def test_every_private_name_in_use_stands_in_the_tables(module: Any, cls: Any, named: set[str]) -> None:
-    """A name that the source uses and the tables miss, or the other way round, is a fault of this file."""
-    shared = {"loop"} if "loop" in named else set()  # used by the common base of both protocols
-    assert _uses(module, cls).own | shared == set(named)
+async def test_every_private_name_in_use_stands_in_the_tables(base: Any, name: str, named: set[str]) -> None:
+    """A name of uvicorn's that the source uses and the tables miss, or the other way round, is a fault here."""
+    late = WEBSOCKET_HANDSHAKE_ATTRIBUTES | HTTP_REQUEST_ATTRIBUTES
+    theirs = set(dir(await _instance(base))) - set(dir(object)) - {"__dict__"} | late
+    used = _uses(gateway.protocols, "_Ending", name).own
+    assert used & (theirs | {"__init__"}) == named
+
+
+def test_every_name_of_the_server_in_use_stands_in_the_tables() -> None:
+    """The same for uvicorn's server; `serve` is called from outside the class."""
+    theirs = set(dir(uvicorn.Server(uvicorn.Config(_app)))) - set(dir(object)) | {"__init__"}
+    used = _uses(gateway.server, "Server").own | {"serve"}
+    assert used & theirs == SERVER_METHODS.keys() | SERVER_ATTRIBUTES.keys()
 
 
 def test_every_private_part_in_use_stands_in_the_tables() -> None:
     """The same for what is reached through `conn`, `flow`, `cycle` and `parser`."""
-    websocket = _uses(gateway.protocols, gateway.protocols.WebSocketProtocol).inner
-    http = _uses(gateway.protocols, gateway.protocols.HttpProtocol).inner
+    websocket = _uses(gateway.protocols, "WebSocketProtocol").inner
+    http = _uses(gateway.protocols, "HttpProtocol").inner
     assert websocket["conn"] == CONN_MEMBERS
-    assert (http["flow"], http["cycle"], http["parser"]) == (FLOW_MEMBERS, CYCLE_MEMBERS, PARSER_MEMBERS)
+    assert http["flow"] == FLOW_MEMBERS
+    assert http["parser"] == PARSER_MEMBERS
+    cycle = http["cycle"] | http["_running"] | _names(gateway.protocols, "HttpProtocol", "cycle")
+    assert cycle == CYCLE_MEMBERS
 
 
 # What stock uvicorn does at the places where the fast path hooks in
@@ -360,21 +418,32 @@ def test_a_received_message_pauses_reading_until_the_application_takes_it() -> N
         assert not served.call(lambda: found.read_paused)
 
 
-def test_a_cycle_without_keep_alive_ends_the_connection_with_its_response() -> None:
-    """The way in which an upgrade that is not taken ends: the client must not wait for a second answer."""
+def test_a_handshake_can_be_looked_at_before_it_is_accepted() -> None:
+    """Asking whether websockets would accept it has no effect on the answer to come."""
+    conn = ServerProtocol()
+    conn.receive_data(handshake("/"))
+    (event,) = conn.events_received()
+    assert isinstance(event, websockets.http11.Request)
+    assert [conn.accept(event).status_code for _ in range(2)] == [101, 101]
+    assert conn.data_to_send() == []
 
-    async def app(_scope: Any, _receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 204, "headers": []})
-        await send({"type": "http.response.body"})
 
-    def forbid(protocol: Any) -> None:
-        protocol.cycle.keep_alive = False
-
-    protocol = _watching(HttpToolsProtocol, "on_headers_complete", forbid)
-    with serving_app(app, stock=True, http=protocol) as served, Peer(served.port) as peer:
-        peer.send(request("GET", "/"))
-        assert peer.read_head()[0] == 204
-        assert peer.read_to_end() == b""
+def test_an_upgrade_that_is_declined_ends_the_parser_with_the_place_it_came_to() -> None:
+    """httptools says where the rest begins, and uvicorn asks the overridden method while it handles that."""
+    seen: list[Any] = []
+    protocol = type(
+        "Watching",
+        (HttpToolsProtocol,),
+        {"_unsupported_upgrade_warning": lambda _: seen.append(sys.exception())},
+    )
+    offer = request("POST", "/", b"{}", upgrade="h2c", connection="Upgrade")
+    with serving_app(_echo, stock=True, http=protocol) as served, Peer(served.port) as peer:
+        peer.send(offer)
+        peer.finish_sending()
+        peer.read_to_end()
+    (upgrade,) = seen
+    assert isinstance(upgrade, httptools.HttpParserUpgrade)
+    assert upgrade.args == (len(offer) - 2,)
 
 
 def test_a_closed_state_machine_refuses_another_close() -> None:

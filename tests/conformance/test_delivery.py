@@ -6,6 +6,7 @@ them, checked against the log as the publishers saw it. A failure names its seed
 
 import asyncio
 import json
+import logging
 import random
 from dataclasses import dataclass, field
 from typing import Any
@@ -195,24 +196,21 @@ async def _check_run(start: Start, transport: str, seed: int, *, kept: int, tail
     stand = await start(retention_events=kept, tail=tail)
     ledger = Ledger(stand, random.Random(seed))
     witnesses = [Witness(ledger, transport) for _ in range(6)]
-    publishing = asyncio.gather(*(ledger.publish(f"p{each}", 40) for each in range(4)))
+    publishing = asyncio.gather(*(ledger.publish(f"p{each}", 25) for each in range(4)))
     await asyncio.gather(publishing, *(each.watch(publishing) for each in witnesses))
     for witness in witnesses:
         witness.check(ledger.log, stand.node.log.first)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 async def test_everyone_gets_all_that_matches_or_a_gap(start: Start, transport: str, seed: int) -> None:
     """Random publishers, filters, disconnects and reconnects, while retention keeps but a hundred events."""
     await _check_run(start, transport, seed, kept=100, tail=40)
 
 
-@pytest.mark.parametrize("seed", range(2))
-async def test_everyone_gets_all_that_matches_where_all_is_kept(
-    start: Start, transport: str, seed: int
-) -> None:
+async def test_everyone_gets_all_that_matches_where_all_is_kept(start: Start, transport: str) -> None:
     """The same with a log that keeps everything: then there is no gap to hide behind."""
-    await _check_run(start, transport, 1000 + seed, kept=10**6, tail=50)
+    await _check_run(start, transport, 1000, kept=10**6, tail=50)
 
 
 @pytest.mark.torture
@@ -243,11 +241,11 @@ async def test_the_seam_between_replay_and_live_holds(start: Start, transport: s
 
     async def follow_all() -> list[tuple[int, list[Message]]]:
         told = []
-        while stand.node.log.head < 1500:
+        while stand.node.log.head < 900:
             told += await asyncio.gather(*(follow() for _ in range(6)))
         return told
 
-    publishing = asyncio.gather(*(ledger.publish(f"p{each}", 120) for each in range(4)))
+    publishing = asyncio.gather(*(ledger.publish(f"p{each}", 60) for each in range(4)))
     followed, _ = await asyncio.gather(follow_all(), publishing)
     log = ledger.log
     for after, told in followed:
@@ -348,6 +346,19 @@ async def test_latest_spares_a_slow_reader_what_is_outdated(start: Start, transp
     assert offsets == sorted(set(offsets))
     assert len(told) < 2000
     assert ids(told)[-10:] == [each.id for each in newest(expected(log))]
+
+
+@pytest.mark.parametrize("transport", ["websocket", "sse"])
+async def test_who_never_reads_again_is_given_up(
+    start: Start, transport: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its connection and all that it held are gone within the peer timeout, and no error is made of it."""
+    stand = await start(peer_timeout=2)
+    stalled = stand.client(transport, receive_buffer=4096).open()
+    await anext(stalled)
+    await _flood(stand)
+    await until(lambda: not len(stand.node.connections) and not stand.node.hub.channels)
+    assert [each for each in caplog.records if each.levelno >= logging.ERROR] == []
 
 
 # Streams that the gateway ends

@@ -68,6 +68,7 @@ async def test_head_answers_the_headers_and_ends(stand: Stand) -> None:
     assert (answer.status_code, answer.content) == (200, b"")
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert answer.headers["cache-control"] == "no-store"
+    assert "content-length" not in answer.headers  # GET has none either (RFC 9110, section 8.6)
     assert not len(stand.node.connections)
     refused = await stand.http.head("/events?since=never")
     assert (refused.status_code, refused.content) == (400, b"")

@@ -4,13 +4,15 @@ What only one transport has is told in test_websocket_messages.py, test_sse_bloc
 test_longpoll_answers.py.
 """
 
+import asyncio
+import logging
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from tests.conformance.conftest import Stand, Start, until
-from tests.support.clients import CLIENTS, RefusedError, catch_up, ids, take, take_until
+from tests.support.clients import CLIENTS, Client, RefusedError, catch_up, ids, take, take_until
 from tests.support.model import as_pairs, expected, newest, snapshot, told_pairs
 
 PAID = {"exact": {"data.status": "paid"}}
@@ -419,3 +421,25 @@ async def test_a_stream_that_is_cut_leaves_nothing_behind(stand: Stand, transpor
     name = f'{{transport="{transport}"}}'
     assert f"gateway_connections{name} 0.0" in metrics
     assert f"gateway_subscriptions{name} 0.0" in metrics or transport == "longpoll"
+
+
+async def test_a_client_may_be_gone_at_any_moment(
+    stand: Stand, transport: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While it connects, before it is answered, in the middle of a page: nothing of it is left, nothing is logged."""
+    await stand.publish(*events(1000))
+    for turns in range(0, 90, 3):
+        stream = stand.client(transport).open(filter=PAID, since=("earliest", "snapshot", None)[turns % 3])
+        starting = asyncio.ensure_future(_read_on(stream))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        starting.cancel()
+        await asyncio.wait((starting,))
+        await stream.cut()
+    await until(lambda: not len(stand.node.connections) and not stand.node.hub.channels)
+    assert [each for each in caplog.records if each.levelno >= logging.WARNING] == []
+
+
+async def _read_on(stream: Client) -> None:
+    async for _ in stream:
+        pass

@@ -143,6 +143,30 @@ async def test_subscriptions_of_one_connection_are_served_each_for_itself(stand:
         assert told[str(at)] == [f"e{each}" for each in range(begin, 1200) if each % 3 == at]
 
 
+async def test_subscribing_and_unsubscribing_in_haste(stand: Stand) -> None:
+    """Nothing of a subscription comes after its `unsubscribed`; the next one is told everything from its start."""
+    await stand.publish(*({"type": "t", "id": f"e{at}"} for at in range(1000)))
+    client = await talk(stand)
+    await client.send(op="subscribe", id="0", since="earliest")
+    sub = (await client.receive())["sub"]
+    for at in range(1, 15):
+        await client.send(op="unsubscribe", sub=sub)
+        await client.send(
+            op="subscribe", id=str(at), since=("earliest", "snapshot", stand.cursor(500))[at % 3]
+        )
+    is_open, told, last = True, list[str](), "0"
+    while not (is_open and told and told[-1] == "e999" and last == "14"):
+        message = await client.receive()
+        if message["op"] == "subscribed":
+            is_open, told, last = True, [], message["id"]
+        elif message["op"] == "unsubscribed":
+            is_open = False
+        else:
+            assert is_open, message
+            told += [message["event"]["id"]] if message["op"] == "event" else []
+    assert told == [f"e{at}" for at in range(500, 1000)]
+
+
 async def test_so_many_subscriptions_and_no_more(start: Start) -> None:
     """One more is refused, the connection stays, and one that is given up makes room."""
     stand = await start(max_subscriptions=3)
