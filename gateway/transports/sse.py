@@ -35,7 +35,9 @@ def stream(call: Call, query: Query) -> ASGIApp:
     node, scope = call.node, call.request.scope
     filter_ = call.principal.restrict(query.filter)
     if scope["method"] == "HEAD":
-        return Response(headers=_HEADERS, media_type=MEDIA_TYPE)
+        head = Response(headers=_HEADERS, media_type=MEDIA_TYPE)
+        del head.headers["content-length"]  # GET has none either (RFC 9110, section 8.6)
+        return head
     try:
         node.connections.admit(call.principal)
     except GatewayError as error:

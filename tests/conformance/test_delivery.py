@@ -358,7 +358,9 @@ async def test_who_never_reads_again_is_given_up(
     await anext(stalled)
     await _flood(stand)
     await until(lambda: not len(stand.node.connections) and not stand.node.hub.channels)
-    assert [each for each in caplog.records if each.levelno >= logging.ERROR] == []
+    errors = [each for each in caplog.records if each.levelno >= logging.ERROR]
+    # uvicorn says in a line that such a response was not completed: an application cannot abort one.
+    assert [each for each in errors if each.exc_info or each.name.startswith("gateway")] == []
 
 
 # Streams that the gateway ends
