@@ -31,7 +31,9 @@ def test_settings_table() -> None:
 def test_metrics_table() -> None:
     """The metrics named are those that a node has, with their labels."""
     named = set(re.findall(r"`(gateway_[a-z_]+)(?:\{[a-z,]+\})?`", README))
-    exposed = set(re.findall(r"^# TYPE (\S+) (?:counter|gauge|histogram)$", Metrics().render().decode(), re.MULTILINE))
+    exposed = set(
+        re.findall(r"^# TYPE (\S+) (?:counter|gauge|histogram)$", Metrics().render().decode(), re.MULTILINE)
+    )
     assert named - {"gateway_token"} == exposed
 
 
@@ -70,7 +72,12 @@ async def test_curl_and_python_examples(tmp_path: Path) -> None:
         assert json.loads(answer.stdout)["accepted"] == 1
         code = _blocks("python")[0].replace("http://127.0.0.1:8000", gateway.url)
         reader = await asyncio.create_subprocess_exec(
-            sys.executable, "-u", "-c", code, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+            sys.executable,
+            "-u",
+            "-c",
+            code,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
         )
         assert reader.stdout is not None
         try:

@@ -14,6 +14,7 @@ from gateway.node import Node
 from gateway.tail import Tail
 from tests.support.clients import CLIENTS, DEADLINE, Client
 from tests.support.gateway import ServerPath, make_settings, running_gateway
+from tests.support.tokens import SECRET, admin_token, bearer
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Any]:
@@ -122,3 +123,11 @@ async def start(variant: Variant) -> AsyncIterator[Start]:
 async def stand(start: Start) -> Stand:
     """A gateway of the variant with default settings and its log in memory."""
     return await start()
+
+
+@pytest.fixture
+async def guarded(start: Start) -> Stand:
+    """A gateway with keys; who publishes through it is an admin."""
+    stand = await start(jwt_secret=SECRET)
+    stand.http.headers.update(bearer(admin_token()))
+    return stand

@@ -10,6 +10,8 @@ from tests.conformance.conftest import Stand, Start, until
 
 JSON = {"Accept": "application/json"}
 
+pytestmark = pytest.mark.parametrize("variant", ["fast", "portable"], indirect=True)
+
 
 async def poll(
     stand: Stand,

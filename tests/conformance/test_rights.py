@@ -55,14 +55,6 @@ LOG = [
 LAST = order("end", "o-end", "c-1", "paid", "end")
 
 
-@pytest.fixture
-async def guarded(start: Start) -> Stand:
-    """A gateway with keys; who publishes through it is an admin."""
-    stand = await start(jwt_secret=SECRET)
-    stand.http.headers.update(bearer(admin_token()))
-    return stand
-
-
 def mine(**more: Any) -> str:
     return make_token(subscribe=(MINE,), **more)
 

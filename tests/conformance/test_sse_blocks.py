@@ -10,6 +10,8 @@ from tests.support.clients import RefusedError, SseClient, catch_up, ids, take
 
 PAID = {"exact": {"data.status": "paid"}}
 
+pytestmark = pytest.mark.parametrize("variant", ["fast", "portable"], indirect=True)
+
 
 def sse(stand: Stand, **options: Any) -> SseClient:
     client = stand.client("sse", **options)

@@ -1,7 +1,7 @@
 """Every option of a subscription, over every transport, on each server path, with cursors plain and sealed.
 
-What only one transport has is told in test_websocket_messages.py, test_sse_blocks.py and
-test_longpoll_answers.py.
+`deliver` and `leave` are in test_deliver_and_leave.py, and what only one transport has in
+test_websocket_messages.py, test_sse_blocks.py and test_longpoll_answers.py.
 """
 
 import asyncio
@@ -11,36 +11,11 @@ from typing import Any
 
 import pytest
 
+from gateway.cursor import Cursors
 from tests.conformance.conftest import Stand, Start, until
+from tests.conformance.orders import PAID, event, events, id_range
 from tests.support.clients import CLIENTS, Client, RefusedError, catch_up, ids, take, take_until
-from tests.support.model import as_pairs, expected, newest, snapshot, told_pairs
-
-PAID = {"exact": {"data.status": "paid"}}
-
-
-def event(id_: str, subject: str | None = None, **data: Any) -> dict[str, Any]:
-    named = {} if subject is None else {"subject": subject}
-    return {
-        "specversion": "1.0",
-        "type": "order.updated",
-        "id": id_,
-        "source": "/test",
-        **named,
-        "data": data,
-    }
-
-
-def events(count: int, subjects: int = 5, *, start: int = 0, **data: Any) -> list[dict[str, Any]]:
-    """Events `e0`, `e1`, … of subjects in turn, every third of them paid."""
-    return [
-        event(f"e{at}", f"o-{at % subjects}", status="paid" if at % 3 == 0 else "new", at=at, **data)
-        for at in range(start, start + count)
-    ]
-
-
-def id_range(start: int, end: int) -> list[str]:
-    return [f"e{at}" for at in range(start, end)]
-
+from tests.support.model import expected, snapshot, told_pairs
 
 # since
 
@@ -191,6 +166,32 @@ async def test_a_malformed_since_is_refused(stand: Stand, transport: str, since:
     assert (caught.value.code, caught.value.status) in {("bad_since", 400), ("bad_since", 0)}
 
 
+# Sealed cursors
+
+
+@pytest.mark.parametrize("variant", ["sealed"], indirect=True)
+async def test_a_sealed_cursor_tells_nothing_and_cannot_be_forged(stand: Stand, transport: str) -> None:
+    """No offset is read from it; a plain one, one of another key and a changed one are malformed."""
+    await stand.publish(*events(3))
+    place, epoch = stand.cursor(2), stand.node.log.epoch
+    assert epoch not in place
+    assert len({len(stand.cursor(offset)) for offset in (0, 2, 10**9)}) == 1
+    other = Cursors("another key").encode(epoch, 2)
+    for forged in (
+        f"{epoch}.2",
+        other,
+        place[:-1] + ("a" if place[-1] != "a" else "b"),
+        place.upper(),
+        place + "a",
+    ):
+        with pytest.raises(RefusedError) as caught:
+            await anext(stand.client(transport).open(since=forged))
+        assert caught.value.code == "bad_since"
+        (gap,) = await catch_up(stand.client("sse", headers={"Last-Event-ID": forged}).open())
+        assert (gap.reason, gap.lost_from) == ("epoch", None)
+    assert ids(await catch_up(stand.client(transport).open(since=place))) == ["e2"]
+
+
 # Gaps
 
 
@@ -279,96 +280,6 @@ async def test_an_event_arrives_as_it_was_sent(stand: Stand, transport: str) -> 
     replayed = stand.client(transport).open(since=stand.cursor(0))
     for told in (*await take(stream, 1), *await catch_up(replayed)):
         assert {name: told.body[name] for name in sent} == sent
-
-
-# deliver
-
-
-@pytest.mark.parametrize("leave", [False, True], ids=["", "leave"])
-@pytest.mark.parametrize("wanted", [None, PAID], ids=["everything", "paid"])
-async def test_latest_tells_who_is_behind_the_newest_message_of_each_subject(
-    start: Start, transport: str, wanted: Any, *, leave: bool
-) -> None:
-    """Over however many pages, of those that `all` would have sent; events without a subject all come."""
-    stand = await start(tail=300)
-    log = [
-        each
-        for at in range(6)
-        for each in (*events(400, 350, start=at * 400), event(f"n{at}", status="paid"))
-    ]
-    for at in range(0, len(log), 600):
-        await stand.publish(*log[at : at + 600])
-    for offset in (0, 1000, len(log) - 50):
-        stream = stand.client(transport, **_all_at_once(transport)).open(
-            filter=wanted, since=stand.cursor(offset), deliver="latest", leave=leave
-        )
-        model = newest(expected(log, wanted, leave=leave, after=offset))
-        assert told_pairs(await catch_up(stream)) == as_pairs(model)
-
-
-def _all_at_once(transport: str) -> dict[str, Any]:
-    return {"limit": 1000} if transport == "longpoll" else {}
-
-
-async def test_latest_is_all_for_who_is_never_behind(stand: Stand, transport: str) -> None:
-    """A live client gets every event of a subject."""
-    stream = stand.client(transport).open(deliver="latest")
-    await anext(stream)
-    told = []
-    for at in range(5):
-        await stand.publish(event(f"e{at}", "o-1"))
-        told += await take(stream, 1)
-    assert ids(told) == id_range(0, 5)
-
-
-# leave
-
-
-async def test_leave_tells_of_a_subject_that_no_longer_matches(start: Start, transport: str) -> None:
-    """Once, by the first event that does not match; live, in replay and after a resume alike."""
-    stand = await start(tail=10)
-    steps = ["new", "paid", "paid", "sent", "sent", "paid", "sent"]
-    log = [event(f"e{at}", "o-1", status=status) for at, status in enumerate(steps)]
-    model = expected(log, PAID, leave=True)
-    assert [(each.kind, each.offset) for each in model] == [
-        ("event", 2),
-        ("event", 3),
-        ("leave", 4),
-        ("event", 6),
-        ("leave", 7),
-    ]
-    live = stand.client(transport).open(filter=PAID, leave=True)
-    await anext(live)
-    told = []
-    for each in log:
-        await stand.publish(each)
-        told += await take(live, sum(message.id == each["id"] for message in model))
-    assert told_pairs(told) == as_pairs(model)
-    assert [each.cursor for each in told] == [stand.cursor(each.offset) for each in model]
-    await stand.publish(*(event(f"x{at}", "o-2", status="new") for at in range(30)))
-    for offset in range(len(log)):
-        stream = stand.client(transport).open(filter=PAID, leave=True, since=stand.cursor(offset))
-        assert told_pairs(await catch_up(stream)) == as_pairs(expected(log, PAID, leave=True, after=offset))
-
-
-async def test_without_leave_nothing_is_told_of_it(stand: Stand, transport: str) -> None:
-    """The option is off unless it is asked for."""
-    await stand.publish(event("e0", "o-1", status="paid"), event("e1", "o-1", status="sent"))
-    for leave in (None, False):
-        stream = stand.client(transport).open(filter=PAID, leave=leave, since="earliest")
-        assert told_pairs(await catch_up(stream)) == [("event", "e0")]
-
-
-async def test_leave_live_remembers_what_the_log_has_dropped(start: Start, transport: str) -> None:
-    """The subject's latest event matched, so its end is told, even if retention has taken that event."""
-    stand = await start(retention_events=5, tail=3)
-    await stand.publish(event("first", "o-9", status="paid"))
-    await stand.publish(*events(40))
-    await stand.retained_from(37)
-    stream = stand.client(transport).open(filter=PAID, leave=True)
-    await anext(stream)
-    await stand.publish(event("last", "o-9", status="new"))
-    assert told_pairs(await take(stream, 1)) == [("leave", "o-9")]
 
 
 # One log, one cursor

@@ -7,6 +7,8 @@ import pytest
 from tests.conformance.conftest import Stand, Start
 from tests.support.clients import WebSocketClient, catch_up, take
 
+pytestmark = pytest.mark.parametrize("variant", ["fast", "portable"], indirect=True)
+
 
 async def talk(stand: Stand, **options: Any) -> WebSocketClient:
     """A connection that has been greeted."""

@@ -40,3 +40,8 @@ def admin_token(**more: Any) -> str:
 def bearer(token: str) -> dict[str, str]:
     """The header that carries a token."""
     return {"Authorization": f"Bearer {token}"}
+
+
+def reader(**more: Any) -> str:
+    """A token that sees everything and may do nothing."""
+    return make_token(subscribe=(EVERYTHING,), **more)
