@@ -4,7 +4,9 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -19,9 +21,11 @@ from gateway.jsontext import parse
 from gateway.log import Log, LogUnavailableError
 from gateway.node import Node
 from gateway.principal import OPEN, Principal, caller_key
+from gateway.protocols import EXTENSION
 
 logger = logging.getLogger(__name__)
 
+_NO_DEADLINE: AbstractAsyncContextManager[object] = nullcontext()
 PROBLEM = "application/problem+json"
 JSON = "application/json"
 
@@ -60,12 +64,7 @@ class Call:
     @property
     def media_type(self) -> str:
         """The content type without parameters, lower case. Raises `unsupported_media_type` unless UTF-8."""
-        kind, _, parameters = self.request.headers.get("content-type", "").partition(";")
-        for each in parameters.split(";"):
-            name, _, value = each.strip().partition("=")
-            if name.lower() == "charset" and value.strip('"').lower() not in ("utf-8", "utf8", "us-ascii"):
-                raise GatewayError("unsupported_media_type", "the charset must be utf-8")
-        return kind.strip().lower()
+        return _media_type(self.request.headers.get("content-type", ""))
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it comes. Raises `request_timeout` when no next byte comes in time, ClientDisconnect
@@ -75,7 +74,7 @@ class Call:
         more = True
         while more:
             try:
-                async with asyncio.timeout(self.node.settings.request_timeout):
+                async with self._deadline():
                     message = await self.request.receive()
             except TimeoutError:
                 raise GatewayError(
@@ -86,6 +85,13 @@ class Call:
             more = message.get("more_body", False)
             if chunk := message.get("body", b""):
                 yield chunk
+
+    def _deadline(self) -> AbstractAsyncContextManager[object]:
+        """For the body's next byte; none where the whole body is here, as it is for most requests."""
+        socket = self.request.scope.get("extensions", {}).get(EXTENSION)
+        if socket is not None and socket.body_complete:
+            return _NO_DEADLINE
+        return asyncio.timeout(self.node.settings.request_timeout)
 
     async def body(self, limit: int | None = None) -> bytes:
         """The whole body. Raises as `chunks`, and `too_large` beyond `limit` bytes (a batch's, if None)."""
@@ -108,6 +114,16 @@ class Call:
         if type(value) is not dict:
             raise GatewayError("invalid_request", "the body must be a JSON object")
         return value
+
+
+@lru_cache(maxsize=64)
+def _media_type(content_type: str) -> str:
+    kind, _, parameters = content_type.partition(";")
+    for each in parameters.split(";"):
+        name, _, value = each.strip().partition("=")
+        if name.lower() == "charset" and value.strip('"').lower() not in ("utf-8", "utf8", "us-ascii"):
+            raise GatewayError("unsupported_media_type", "the charset must be utf-8")
+    return kind.strip().lower()
 
 
 Handler = Callable[[Call], Awaitable[Response]]

@@ -18,6 +18,7 @@ Write = Callable[[bytes], None]
 # Writes between two turns of the loop: a send costs 6-7 microseconds of kernel, so a slice is some 6 ms,
 # after which publishing, pings and probes have their turn.
 SLICE = 1000
+MAX_HOLD = 0.01  # seconds that a write waits for events that are on their way
 
 
 class Sink(Hashable, Protocol):
@@ -163,8 +164,9 @@ class Flusher:
     """Decides when lanes write: at once after a pause, else `interval` seconds after the last flush's end.
 
     `interval` 0 is the end of the loop's turn. `more_coming` tells whether events are on their way into the
-    log: those leave in one write with what is there, if they come within `interval`. `position` is the offset
-    up to which the hub has come.
+    log: those leave in one write with what is there. To hold a write for them costs the first of them no more
+    than a write without them would cost the others: the time that the last flush took, `MAX_HOLD` at most.
+    `position` is the offset up to which the hub has come.
     """
 
     def __init__(
@@ -173,7 +175,7 @@ class Flusher:
         interval: float,
         *,
         observe: Observe = lambda _transport, _times, _clients: None,
-        more_coming: Callable[[], bool] = lambda: False,
+        more_coming: Callable[[], bool] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.position = 0
@@ -185,6 +187,8 @@ class Flusher:
         self._dirty: list[Lane] = []
         self._turn: list[Lane] = []  # the lanes of the flush that is under way
         self._timer: Timer | None = None
+        self._deciding = False
+        self._began = 0.0
         self._ended = float("-inf")
 
     def add(self, lane: Lane) -> None:
@@ -199,8 +203,19 @@ class Flusher:
             self._timer = self._timer or self._schedule.call_soon(self._due)
         elif wait > 0:
             self._timer = self._timer or self._schedule.call_later(wait, self._due)
-        elif self._more_coming():
-            self._timer = self._timer or self._schedule.call_later(self._interval, self._due)
+        elif self._more_coming is None:
+            self._due()
+        elif not self._deciding:  # when the requests that have come in this turn have reached the log
+            self._deciding = True
+            self._schedule.call_soon(self._decide)
+
+    def _decide(self) -> None:
+        self._deciding = False
+        if self._turn or not self._dirty or self._now() < self._ended + self._interval:
+            return  # it has left meanwhile, and the flush's end has seen to what came since
+        if self._more_coming is not None and self._more_coming():
+            hold = min(max(self._interval, self._ended - self._began), MAX_HOLD)
+            self._timer = self._timer or self._schedule.call_later(hold, self._due)
         else:
             self._due()
 
@@ -209,6 +224,7 @@ class Flusher:
             self._timer.cancel()
             self._timer = None
         self._turn, self._dirty = self._dirty[::-1], []
+        self._began = self._now()
         self._run()
 
     def _run(self) -> None:

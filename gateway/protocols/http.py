@@ -108,6 +108,11 @@ class HttpProtocol(Ending, HttpToolsProtocol):
         self.flow._is_writable_event = cast("asyncio.Event", Gate(is_open=not self.flow.write_paused))  # noqa: SLF001
         self.__dict__ = self.__dict__.copy()
 
+    @property
+    def body_complete(self) -> bool:
+        """Whether the request that runs has come as a whole."""
+        return not (self._running or self.cycle).more_body
+
     async def drained(self) -> None:
         await self.flow.drain()
 
