@@ -28,6 +28,8 @@ class Scale:
 
     subscribers: int = 1000
     seconds: float = 4.0
+    turns: int = 5
+    turn_seconds: float = 2.0
     warm_up: float = 0.5
     idle: int = 5000
     settle: float = 3.0
@@ -43,6 +45,8 @@ FULL: Final = Scale()
 QUICK: Final = Scale(
     subscribers=20,
     seconds=0.2,
+    turns=1,
+    turn_seconds=0.2,
     warm_up=0.05,
     idle=100,
     settle=0.1,

@@ -1,6 +1,7 @@
 """Many subscribers of one stream: CPU per delivery, latency and rate, against the plain way."""
 
 import time
+from statistics import median
 from typing import Final
 
 from bench.client import Client, Run
@@ -13,19 +14,30 @@ _RATE: Final = 50  # events a second, open loop
 _SHARES: Final = {1: 1 / 3, 16: 1 / 20}  # of the plain way's CPU per delivery, by events in flight
 
 
+Figures = tuple[
+    float, float, float, float
+]  # CPU microseconds per delivery, p50 and p99 in ms, deliveries a second
+
+
 def measure(scale: Scale) -> Report:
+    """Both servers by turns, several times: what else the machine does at the moment strikes both."""
     table = Table(
-        f"{scale.subscribers:,} subscribers, events of 230 bytes",
+        f"{scale.subscribers:,} subscribers, events of 230 bytes, medians of {scale.turns} turns",
         ("transport", "server", "load", "CPU µs/delivery", "p50 ms", "p99 ms", "deliveries/s"),
     )
     targets: list[Target] = []
     for transport in TRANSPORTS:
-        plain = _measure_server(PLAIN, transport, scale, table)
-        gateway = _measure_server(GATEWAY, transport, scale, table)
+        rounds: dict[Program, list[dict[str, Figures]]] = {PLAIN: [], GATEWAY: []}
+        for _ in range(scale.turns):
+            for program, done in rounds.items():
+                done.append(_measure_server(program, transport, scale))
+        medians = {program: _medians(done) for program, done in rounds.items()}
+        for program, loads in medians.items():
+            table.rows += [(transport, program.name, load, *found) for load, found in loads.items()]
         targets += [
             Target(
                 f"{transport}, {in_flight} in flight: CPU per delivery as a share of the plain way's",
-                gateway[in_flight] / plain[in_flight],
+                medians[GATEWAY][_in_flight(in_flight)][0] / medians[PLAIN][_in_flight(in_flight)][0],
                 share,
             )
             for in_flight, share in _SHARES.items()
@@ -33,20 +45,31 @@ def measure(scale: Scale) -> Report:
     return Report(table, targets)
 
 
-def _measure_server(program: Program, transport: str, scale: Scale, table: Table) -> dict[int, float]:
-    """CPU microseconds per delivery by events in flight; the table gets a row for each load."""
-    costs = {}
+def _medians(rounds: list[dict[str, Figures]]) -> dict[str, Figures]:
+    """Of each load, each figure's median."""
+    medians: dict[str, Figures] = {}
+    for load in rounds[0]:
+        cpu, p50, p99, rate = (median(each[load][index] for each in rounds) for index in range(4))
+        medians[load] = (cpu, p50, p99, rate)
+    return medians
+
+
+def _in_flight(events: int) -> str:
+    return f"{events} in flight"
+
+
+def _measure_server(program: Program, transport: str, scale: Scale) -> dict[str, Figures]:
+    """The figures by load."""
+    found = {}
     with running(program) as server, Client(server) as client:
         client.subscribe([TRANSPORTS[transport](server, None)] * scale.subscribers)
         client.closed_loop(1, scale.warm_up)
         for in_flight in IN_FLIGHT:
-            run = client.closed_loop(in_flight, scale.seconds)
-            costs[in_flight] = cost(run)
-            table.rows.append((transport, program.name, f"{in_flight} in flight", *figures(run)))
-        until = time.monotonic() + scale.seconds
+            found[_in_flight(in_flight)] = figures(client.closed_loop(in_flight, scale.turn_seconds))
+        until = time.monotonic() + scale.turn_seconds
         run = client.open_loop(_RATE, lambda: time.monotonic() < until)
-        table.rows.append((transport, program.name, f"{_RATE} events/s", *figures(run)))
-    return costs
+        found[f"{_RATE} events/s"] = figures(run)
+    return found
 
 
 def cost(run: Run) -> float:
@@ -54,6 +77,6 @@ def cost(run: Run) -> float:
     return run.cpu / run.deliveries * 1e6
 
 
-def figures(run: Run) -> tuple[float, float, float, float]:
+def figures(run: Run) -> Figures:
     p50, p99 = run.percentiles(50, 99)
     return cost(run), p50, p99, run.deliveries / run.seconds
