@@ -3,7 +3,7 @@
 from collections.abc import Awaitable
 from typing import Any
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -28,17 +28,18 @@ class Guard:
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Not a coroutine itself: a stream that is open for days need not hold its frame."""
-        headers = Headers(scope=scope)
+        headers = dict(scope["headers"])  # bytes: decoded only where one is looked at
         self._strip_prefix(scope)
-        error = self._misdirected(scope, headers) or self._wrong_port(scope)
+        host = headers.get(b"host", b"").decode("latin-1")
+        error = self._misdirected(scope, host) or self._wrong_port(scope)
         if error is not None:
             return problem_response(error, self._root_path)(scope, receive, send)
-        origin = headers.get("origin")
-        allowed = origin is not None and self._origins.allows(origin, _scheme(scope), headers.get("host", ""))
+        origin = headers[b"origin"].decode("latin-1") if b"origin" in headers else None
+        allowed = origin is not None and self._origins.allows(origin, _scheme(scope), host)
         scope.setdefault("state", {})["origin_allowed"] = allowed
         if origin is not None and allowed and scope["type"] == "http":
-            if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
-                requested = headers.get("access-control-request-headers", "")
+            if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
+                requested = headers.get(b"access-control-request-headers", b"").decode("latin-1")
                 return Response(status_code=204, headers=preflight_headers(origin, requested))(
                     scope, receive, send
                 )
@@ -52,12 +53,11 @@ class Guard:
         if prefix and (path == prefix or path.startswith(prefix + "/")):
             scope["path"] = path[len(prefix) :] or "/"
 
-    def _misdirected(self, scope: Scope, headers: Headers) -> GatewayError | None:
+    def _misdirected(self, scope: Scope, host: str) -> GatewayError | None:
         """A page that rebinds its name to this machine can choose every header but the Host that came."""
         if not self._loopback_only:
             return None
-        hosts = (headers.get("host", ""), scope.get("state", {}).get("raw_host", ""))
-        if all(loopback_host(host) for host in hosts):
+        if loopback_host(host) and loopback_host(scope.get("state", {}).get("raw_host", "")):
             return None
         return GatewayError("misdirected_request", "without keys the gateway answers to loopback names only")
 
