@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from starlette.responses import Response
 from starlette.routing import Route, Router
@@ -212,11 +212,11 @@ class Gateway:
             await node.log.close()
 
 
-async def _supervised(name: str, work: object) -> None:
+async def _supervised(name: str, work: Callable[[], Awaitable[None]]) -> None:
     """Runs a background task for ever: one that fails says so and starts again."""
     while True:
         try:
-            await work()  # type: ignore[operator]
+            await work()
         except Exception:
             logger.exception("%s failed and starts again", name)
             await asyncio.sleep(1.0)
