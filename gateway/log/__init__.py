@@ -154,11 +154,50 @@ class Retention:
     latest_age: float = 30 * 86400.0
 
 
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """Proof of a lease. What is done with it is refused once the lease is another's."""
+
+    name: str
+    token: int
+
+
+class FencedError(Exception):
+    """The lease is another's by now: nothing was stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that could not go on: its bytes as they came, and why.
+
+    `id` is the caller's: the same one again replaces the letter. `origin` is `redis:NAME` or `webhook:ID`, `kind`
+    tells how the bytes are read again, `time` is when it was first put here (seconds since 1970), `tries` how
+    often it was tried.
+    """
+
+    id: str
+    origin: str
+    kind: str
+    reason: str
+    time: float
+    tries: int
+    payload: bytes
+
+
 OnAppend = Callable[[Sequence[Entry]], None]
+OnReset = Callable[[], None]
 
 # A lookup among the latest events: a path of GATEWAY_INDEX, or "subject" or "type", and the index
 # keys (see `gateway.filters.index_key`) of which the event has at least one at that path.
 Lookup = tuple[str, frozenset[str]]
+
+
+def nothing() -> None:
+    """For who has nothing to do on a reset."""
+
+
+def always() -> bool:
+    return True
 
 
 class Log(Protocol):
@@ -184,11 +223,19 @@ class Log(Protocol):
     def secret(self) -> bytes:
         """32 random bytes made with the log, the same on all nodes: signs tickets."""
 
-    async def open(self, on_append: OnAppend) -> None:
+    async def open(
+        self,
+        on_append: OnAppend,
+        on_reset: OnReset = nothing,
+        *,
+        wants_previous: Callable[[], bool] = always,
+    ) -> None:
         """Opens the log; from then on `on_append` gets every new entry, in order, once, on the loop.
 
-        It is called in the same turn in which the appends of those entries return, before them.
-        Raises LogCorruptError.
+        It is called in the same turn in which the appends of those entries return, before them. `on_reset` is
+        called instead where entries cannot be told any more: the log was lost and is another one (`epoch` has
+        changed), or has dropped entries before this node got them. `on_append` then goes on after `head`.
+        Entries have their `previous` at least while `wants_previous` says so. Raises LogCorruptError.
         """
 
     async def close(self) -> None:
@@ -203,10 +250,12 @@ class Log(Protocol):
         *,
         expect: Expect | None = None,
         remember: Remember | None = None,
+        fence: Fence | None = None,
     ) -> Appended:
         """Stores the events in order, as a whole; one that is in the log already counts as a duplicate.
 
-        Raises KeyTakenError where `remember.key` is stored, else ConflictError where `expect` does not hold.
+        Raises FencedError where the lease of `fence` is another's, else KeyTakenError where `remember.key` is
+        stored, else ConflictError where `expect` does not hold.
         A remembered reply that has an `appended` gets the result in its place.
         """
 
@@ -257,6 +306,33 @@ class Log(Protocol):
         """Stores a revocation, durably and for all nodes."""
 
     async def revocations(self) -> Sequence[Revocation]: ...
+
+    async def lease(self, name: str, seconds: float, note: str = "") -> Fence | None:
+        """Takes or renews this node's lease of a task that one node at a time does; None while another holds it.
+
+        It ends by itself after `seconds`. `note` is kept with it for who comes after: see `lease_note`. A log
+        that only one node can open grants every lease.
+        """
+
+    async def release(self, fence: Fence) -> None:
+        """Ends a lease early, so that another node can have it at once. Nothing happens if it is another's."""
+
+    async def lease_note(self, name: str) -> str:
+        """The note that was given with the lease last, also after its end; "" where there is none."""
+
+    async def bury(self, letters: Sequence[DeadLetter], *, fence: Fence | None = None) -> None:
+        """Stores dead letters, durably. Raises FencedError."""
+
+    async def dead_letters(
+        self, origin: str | None = None, *, after: str = "", limit: int = 100
+    ) -> Sequence[DeadLetter]:
+        """The dead letters (of one origin), by id, from the first one after `after` on."""
+
+    async def dead_letter(self, id: str) -> DeadLetter | None:  # noqa: A002 -- what the outside calls it
+        ...
+
+    async def unbury(self, ids: Sequence[str]) -> int:
+        """Deletes dead letters; returns how many there were."""
 
 
 @dataclass(slots=True)

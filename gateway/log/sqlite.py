@@ -18,15 +18,19 @@ from gateway.log import (
     Appended,
     Entry,
     Expect,
+    Fence,
     LogStats,
     LogUnavailableError,
     Lookup,
     OnAppend,
+    OnReset,
     Page,
     Remember,
     Remembered,
     Retention,
     Revocation,
+    always,
+    nothing,
 )
 from gateway.log import _queries as queries
 from gateway.log._append import REMEMBERED_SECONDS, Transaction
@@ -73,6 +77,7 @@ class SqliteLog:
         self._head = 0
         self._on_append: OnAppend = _ignore
         self._is_open = False
+        self._notes: dict[str, str] = {}
         self._lock: int | None = None
         self._waiting = 0  # bytes of JSON
         self._door = asyncio.Lock()  # those who wait for room go in the order in which they came
@@ -94,7 +99,13 @@ class SqliteLog:
     def head(self) -> int:
         return self._head
 
-    async def open(self, on_append: OnAppend) -> None:
+    async def open(
+        self,
+        on_append: OnAppend,
+        on_reset: OnReset = nothing,  # noqa: ARG002 -- a file is never lost under an open log
+        *,
+        wants_previous: Callable[[], bool] = always,  # noqa: ARG002 -- it costs nothing here
+    ) -> None:
         """Opens the file, or makes it. Raises LogCorruptError, LogUnavailableError."""
         self._on_append = on_append
         self._loop = asyncio.get_running_loop()
@@ -161,6 +172,7 @@ class SqliteLog:
         *,
         expect: Expect | None = None,
         remember: Remember | None = None,
+        fence: Fence | None = None,  # noqa: ARG002 -- leases are never lost here
     ) -> Appended:
         def apply(work: Transaction) -> Appended:
             return work.append(events, expect, remember)
@@ -180,6 +192,18 @@ class SqliteLog:
 
     async def revoke(self, revocation: Revocation, *, remember: Remember | None = None) -> None:
         await self._write(lambda work: work.revoke(revocation, remember))
+
+    # Leases: a file has one gateway, so whoever asks has it
+
+    async def lease(self, name: str, seconds: float, note: str = "") -> Fence | None:  # noqa: ARG002 -- it never ends
+        self._notes[name] = note
+        return Fence(name, 1)
+
+    async def release(self, fence: Fence) -> None:
+        pass
+
+    async def lease_note(self, name: str) -> str:
+        return self._notes.get(name, "")
 
     async def _wait_for_room(self, size: int) -> None:
         async with self._door:
