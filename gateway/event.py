@@ -5,6 +5,7 @@ Nothing here knows where an event came from or where it goes.
 
 import base64
 import binascii
+import hashlib
 import os
 import re
 import time
@@ -49,14 +50,23 @@ class Defaults:
 
     def new_id(self) -> str:
         """A UUIDv7 (RFC 9562, section 5.7)."""
-        raw = bytearray(int(self.now() * 1000).to_bytes(6, "big") + self.random(10))
-        raw[6] = 0x70 | raw[6] & 0x0F
-        raw[8] = 0x80 | raw[8] & 0x3F
-        text = raw.hex()
-        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+        return _uuid7(int(self.now() * 1000), self.random(10))
 
     def new_time(self) -> str:
         return rfc3339(self.now())
+
+
+def derived_id(milliseconds: int, seed: bytes) -> str:
+    """A UUIDv7 of that time (since 1970) whose other bits follow from `seed`: the same again has the same id."""
+    return _uuid7(milliseconds, hashlib.blake2b(seed, digest_size=10).digest())
+
+
+def _uuid7(milliseconds: int, rest: bytes) -> str:
+    raw = bytearray(milliseconds.to_bytes(6, "big") + rest)
+    raw[6] = 0x70 | raw[6] & 0x0F
+    raw[8] = 0x80 | raw[8] & 0x3F
+    text = raw.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def rfc3339(seconds: float) -> str:

@@ -8,7 +8,7 @@ from prometheus_client import Counter
 from gateway.errors import GatewayError, Problem
 from gateway.event import Defaults, Event, make_event
 from gateway.jsontext import parse
-from gateway.log import Appended, Expect, Log, Remember
+from gateway.log import Appended, Expect, Fence, Log, Remember
 from gateway.metrics import Metrics
 from gateway.principal import Principal
 
@@ -72,9 +72,10 @@ class Intake:
         *,
         expect: Expect | None = None,
         remember: Remember | None = None,
+        fence: Fence | None = None,
     ) -> Appended:
         """Durable when it returns. Raises as `Log.append`."""
-        appended = await self._log.append(events, expect=expect, remember=remember)
+        appended = await self._log.append(events, expect=expect, remember=remember, fence=fence)
         accepted = self._accepted.get(ingest)
         if accepted is None:
             accepted = self._accepted[ingest] = self._metrics.ingested.labels(ingest, "accepted")
