@@ -82,7 +82,7 @@ class SqliteLog:
         self._on_append: OnAppend = _ignore
         self._is_open = False
         self._notes: dict[str, str] = {}
-        self._dropped = Sparing(_DROPPED_SECONDS, now)
+        self._dropped = Sparing(_DROPPED_SECONDS)
         self._lock: int | None = None
         self._waiting = 0  # bytes of JSON
         self._door = asyncio.Lock()  # those who wait for room go in the order in which they came
