@@ -1,4 +1,4 @@
-"""The command `gateway`: serve (the default), check, version.
+"""The command `gateway`: serve (the default), check, dead-letters, version.
 
 Exit codes: 0; 1 failed; 2 usage; 3 could not start, with one line that says why.
 """
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from gateway import __version__, logs
+from gateway import __version__, letters_command, logs
 from gateway.log import LogCorruptError, LogUnavailableError
 from gateway.settings import (
     Settings,
@@ -151,6 +151,8 @@ async def _try_store(settings: Settings) -> str | None:
 
 app.command("serve")(_with_settings(_serve))
 app.command("check")(_with_settings(_check))
+
+app.add_typer(letters_command.app, name="dead-letters")
 
 
 @app.command("version")

@@ -28,6 +28,7 @@ from gateway.keys import MIN_SECRET_BYTES, public_key, secret_key
 from gateway.origins import Origins, is_loopback
 
 PREFIX: Final = "GATEWAY_"
+_OF_COMMANDS: Final = frozenset({"url", "token"})  # for the commands that talk to a running gateway
 _UNITS: Final = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)", re.ASCII)
 _REDIS_SCHEMES: Final = ("redis", "rediss")
@@ -357,7 +358,8 @@ def unknown_names(environ: Mapping[str, str]) -> list[str]:
 
 
 def _is_known(name: str) -> bool:
-    return name.upper().removeprefix(PREFIX).lower() in Settings.model_fields
+    field = name.upper().removeprefix(PREFIX).lower()
+    return field in Settings.model_fields or field in _OF_COMMANDS
 
 
 def _hint(name: str) -> str:

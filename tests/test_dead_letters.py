@@ -3,48 +3,23 @@
 import asyncio
 import base64
 from collections.abc import AsyncIterator
-from typing import Any, cast
+from typing import Any
 
 import httpx
 import pytest
 
-from gateway.event import Event, derived_id
+from gateway.event import Event
 from gateway.intake import Intake
-from gateway.jsontext import parse
 from gateway.log import DeadLetter, LogUnavailableError
 from tests.support.app import InProcess, in_process
+from tests.support.letters import BAD, GOOD, give_reader, letter, read
 from tests.support.tokens import SECRET, admin_token, bearer, make_token
-
-GOOD = b'{"type":"order.created","subject":"o-1"}'
-BAD = b'{"subject":"o-1"}'
-
-
-def read(intake: Intake, letter: DeadLetter) -> list[Event]:
-    """A reader as a way in has one: events whose ids follow from the letter."""
-    value = parse(letter.payload)
-    values: list[Any] = value if type(value) is list else [value]
-    return intake.events(
-        [{**each, "id": derived_id(0, f"{letter.id}/{n}".encode())} for n, each in enumerate(values)]
-    )
-
-
-def letter(id: str, payload: bytes = GOOD, *, origin: str = "redis:orders", **more: Any) -> DeadLetter:  # noqa: A002 - the field's name
-    return DeadLetter(
-        **{
-            "id": id, "origin": origin, "kind": "message", "reason": "it was no event", "time": 1_700_000_000.5,
-            "tries": 1, "payload": payload, **more,
-        }
-    )  # fmt: skip
-
-
-def give_reader(app: InProcess) -> None:
-    cast(dict[str, Any], app.node.redrives)["message"] = read
 
 
 @pytest.fixture
 async def app() -> AsyncIterator[InProcess]:
     async with in_process() as running:
-        give_reader(running)
+        give_reader(running.node)
         yield running
 
 
@@ -297,7 +272,7 @@ async def test_all_are_redriven_each_once(app: InProcess) -> None:
         *[letter(f"{n:04}", kind=("message", "entry")[n % 2]) for n in range(450)],
         *[letter(f"x{n:04}", BAD) for n in range(250)],
     )
-    cast(dict[str, Any], app.node.redrives)["entry"] = read
+    give_reader(app.node, "entry", read)
     response = await app.http.post("/dead-letters/redrive")
     assert response.json() == {"redriven": 450, "failed": 250}
     bodies = await in_log(app)
@@ -336,14 +311,14 @@ async def test_a_node_that_drains_stops_between_pages(app: InProcess) -> None:
         app.node.connections.drain_began.set()
         return read(intake, each)
 
-    cast(dict[str, Any], app.node.redrives)["message"] = read_and_drain
+    give_reader(app.node, "message", read_and_drain)
     headers = {"Idempotency-Key": "k"}
     response = await app.http.post("/dead-letters/redrive", headers=headers)
     problem = check_problem(response, 503, "draining")
     assert (problem["redriven"], problem["failed"]) == (len(seen), 0)
     assert len(await kept(app)) == 250 - len(seen) > 0
     app.node.connections.drain_began.clear()
-    give_reader(app)
+    give_reader(app.node)
     again = await app.http.post("/dead-letters/redrive", headers=headers)
     assert again.json() == {"redriven": 250 - len(seen), "failed": 0}
 
@@ -380,7 +355,7 @@ async def test_a_reader_that_fails_is_our_fault(app: InProcess, caplog: pytest.L
         raise ZeroDivisionError
 
     await bury(app, letter("a"))
-    cast(dict[str, Any], app.node.redrives)["message"] = fail
+    give_reader(app.node, "message", fail)
     check_problem(await app.http.post("/dead-letters/a/redrive"), 500, "internal")
     assert any(record.exc_info for record in caplog.records)
     assert await kept(app) == {"a": letter("a")}
@@ -399,7 +374,7 @@ async def test_letters_are_for_admins(method: str, path: str) -> None:
     """Others hear 403, also of what is not there and under a key; nobody in particular 401."""
     everything: dict[str, Any] = {"publish": ("*",), "subscribe": ({"exists": {"type": True}},)}
     async with in_process(jwt_secret=SECRET) as app:
-        give_reader(app)
+        give_reader(app.node)
         await bury(app, letter("a"))
         url = f"/dead-letters{path}"
         check_problem(await app.http.request(method, url), 401, "unauthorized")

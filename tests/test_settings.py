@@ -257,6 +257,7 @@ def test_a_misspelt_name_is_named_with_the_nearest() -> None:
         {"GATEWAY_STROE": "x", "HOME": "/", "GATEWAY_STORE": "memory:", "gateway_port": "1"}
     ) == ["GATEWAY_STROE is no setting; did you mean GATEWAY_STORE?"]
     assert unknown_names({"GATEWAY_XYZZY": ""}) == ["GATEWAY_XYZZY is no setting"]
+    assert unknown_names({"GATEWAY_URL": "", "GATEWAY_TOKEN": ""}) == []  # the commands' own
 
 
 def test_what_kubernetes_sets_is_no_misspelling() -> None:

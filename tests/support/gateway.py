@@ -142,8 +142,8 @@ async def running_gateway(settings: Settings, path: ServerPath = "fast") -> Asyn
         finally:
             serving.cancel()
             await asyncio.wait((serving,))
-            listener.close()
             await _end(server)
+            listener.close()
 
 
 async def _end(server: uvicorn.Server) -> None:
