@@ -21,16 +21,12 @@ from gateway.node import Node
 
 _DEFAULT_LIMIT, _MAX_LIMIT = 100, 1000
 _PAGE: Final = 100  # letters that a redrive reads at once
-_GROUP_BYTES: Final = (
-    512 << 10
-)  # of letters whose events are appended together: parsed, they weigh 20 times as much
-_MOST: Final = (
-    100_000  # letters of one redrive: as many as a log keeps, should others come as fast as they go
-)
-_INGESTS: Final = {
-    "message": "pubsub",
-    "entry": "streams",
-}  # the way in of a kind of letter, as metrics call it
+# Bytes of letters whose events are appended together: parsed, they weigh up to 20 times as much.
+_GROUP_BYTES: Final = 512 << 10
+# Letters of one redrive: as many as a log keeps, so that it ends even if others come as fast as they go.
+_MOST: Final = 100_000
+# The way in of a kind of letter, as metrics call it.
+_INGESTS: Final = {"message": "pubsub", "entry": "streams"}
 
 
 # Looking
