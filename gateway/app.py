@@ -31,6 +31,7 @@ from gateway.metrics import Metrics
 from gateway.node import Node
 from gateway.origins import Origins, ProxyHeaders
 from gateway.settings import Settings
+from gateway.tasks import end
 from gateway.tickets import Tickets
 from gateway.transports.events import get_events
 from gateway.transports.sse import beat as beat_sse
@@ -206,9 +207,7 @@ class Gateway:
         try:
             yield node
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end(*tasks)
             await node.log.close()
 
 

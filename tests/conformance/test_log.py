@@ -29,7 +29,9 @@ from gateway.log import (
     Retention,
     Revocation,
 )
+from gateway.log.redis import RedisLog
 from gateway.log.sqlite import SqliteLog
+from gateway.redis_clients import RedisClients
 
 INDEX = ("data.customerId", "data.items.*.sku")
 
@@ -52,6 +54,7 @@ class Setup:
     clock: Clock
     retention: Retention
     stats: LogStats
+    redis_url: str
 
 
 def sqlite_file(setup: Setup) -> Log:
@@ -68,9 +71,20 @@ def sqlite_memory(setup: Setup) -> Log:
     return SqliteLog(None, retention=setup.retention, index=INDEX, now=setup.clock, stats=setup.stats)
 
 
+def redis(setup: Setup) -> Log:
+    return RedisLog(
+        RedisClients(setup.redis_url),
+        retention=setup.retention,
+        index=INDEX,
+        now=setup.clock,
+        stats=setup.stats,
+    )
+
+
 IMPLEMENTATIONS: dict[str, Callable[[Setup], Log]] = {
     "sqlite file": sqlite_file,
     "sqlite memory": sqlite_memory,
+    "redis": redis,
 }
 
 
@@ -98,13 +112,23 @@ class Bench:
 Open = Callable[..., Awaitable[Bench]]
 
 
+@pytest.fixture
+def redis_url() -> str:
+    import redis as r
+
+    url = "redis://127.0.0.1:7399"
+    with r.Redis.from_url(url) as c:
+        c.flushall()
+    return url
+
+
 @pytest.fixture(params=IMPLEMENTATIONS)
-async def open_log(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Open]:
+async def open_log(request: pytest.FixtureRequest, tmp_path: Path, redis_url: str) -> AsyncIterator[Open]:
     opened: list[Log] = []
 
     async def open_(retention: Retention | None = None, on_append: OnAppend | None = None) -> Bench:
         clock, stats = Clock(), LogStats()
-        setup = Setup(tmp_path, clock, retention or Retention(), stats)
+        setup = Setup(tmp_path, clock, retention or Retention(), stats, redis_url)
         bench = Bench(IMPLEMENTATIONS[request.param](setup), clock, stats)
         await bench.log.open(on_append or bench.announced.extend)
         opened.append(bench.log)
