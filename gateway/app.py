@@ -67,9 +67,9 @@ async def open_node(settings: Settings) -> Node:
         observe=metrics.flushed,
         more_coming=lambda: stats.waiting > 0,
     )
-    hub = Hub(flusher, lambda offset: cursors.encode(log.epoch, offset))
-    await log.open(hub.publish)
-    hub.begin(log.head)
+    hub = Hub(flusher, cursors)
+    await log.open(hub.publish, lambda: hub.reset(log.epoch, log.head), wants_previous=hub.wants_previous)
+    hub.begin(log.epoch, log.head)
     revocations = Revocations(await log.revocations())
     tickets = Tickets(log.secret)
     verifier = _verifier(settings)
