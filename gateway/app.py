@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
-from gateway import access, operations
+from gateway import access, dead_letters, operations
 from gateway.auth import Authenticator, Revocations, Verifier
 from gateway.connection import Streams
 from gateway.connections import Connections, Heartbeat, Limits
@@ -92,6 +92,7 @@ async def open_node(settings: Settings) -> Node:
         authenticator=Authenticator(verifier, revocations, tickets, log.use_once),
         publish_rates=Rates(settings.publish_rate) if settings.publish_rate else None,
         idempotent_keys=set(),
+        redrives={},
     )
 
 
@@ -114,6 +115,10 @@ def _router(node: Node) -> Router:
             path("/tickets", POST=access.create_ticket),
             path("/revocations", POST=access.create_revocation),
             path("/connections/{connection_id}/token", POST=access.renew_token),
+            path("/dead-letters", GET=dead_letters.index),
+            path("/dead-letters/redrive", POST=dead_letters.redrive_all),
+            path("/dead-letters/{letter_id:path}/redrive", POST=dead_letters.redrive),
+            path("/dead-letters/{letter_id:path}", GET=dead_letters.show, DELETE=dead_letters.delete),
             path("/ws", public=True, GET=_upgrade_required),
             path("/livez", public=True, GET=operations.livez),
             path("/readyz", public=True, GET=operations.readyz),

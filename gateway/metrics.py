@@ -81,6 +81,12 @@ class Metrics:
             ["ingest", "result"],
             registry=registry,
         )
+        self.dead_letters = Counter(
+            "gateway_dead_letters",
+            "Messages put aside, by the channel pattern, stream or webhook that the settings name.",
+            ["origin"],
+            registry=registry,
+        )
         self.delivered = Counter(
             "gateway_events_delivered", "Messages handed to sockets.", ["transport"], registry=registry
         )

@@ -1,19 +1,26 @@
 """Node: the parts of one running gateway, as its ways in and ways out need them. No behaviour of its own."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from gateway.auth import Authenticator, Revocations
 from gateway.connection import Streams
 from gateway.connections import Connections, Heartbeat
 from gateway.cursor import Cursors
+from gateway.event import Event
 from gateway.hub import Hub
 from gateway.intake import Intake
 from gateway.limits import Rates
-from gateway.log import Log
+from gateway.log import DeadLetter, Log
 from gateway.metrics import Metrics
 from gateway.origins import Origins
 from gateway.settings import Settings
 from gateway.tickets import Tickets
+
+# Reads a dead letter again: the same letter gives events of the same ids, however often. Raises GatewayError where
+# it still is no event.
+Redrive: TypeAlias = Callable[[Intake, DeadLetter], list[Event]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +41,4 @@ class Node:
     authenticator: Authenticator
     publish_rates: Rates | None
     idempotent_keys: set[str]  # of requests that are running now
+    redrives: Mapping[str, Redrive]  # by the kind of dead letter

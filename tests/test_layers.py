@@ -28,7 +28,7 @@ LAYERS = (
     ("node",),
     ("http",),
     ("idempotency", "guard"),
-    ("ingest", "transports", "access", "operations"),
+    ("ingest", "transports", "access", "dead_letters", "operations"),
     ("app",),
     ("server",),
     ("cli",),
