@@ -26,10 +26,12 @@ from gateway.intake import Intake, Sizes
 from gateway.lane import Flusher
 from gateway.limits import Rates
 from gateway.log import Log, LogStats, LogUnavailableError, Retention
+from gateway.log.redis import RedisLog
 from gateway.log.sqlite import SqliteLog
 from gateway.metrics import Metrics
 from gateway.node import Node
 from gateway.origins import Origins, ProxyHeaders
+from gateway.redis_clients import RedisClients
 from gateway.settings import Settings
 from gateway.tasks import end
 from gateway.tickets import Tickets
@@ -48,10 +50,10 @@ def make_log(settings: Settings, stats: LogStats | None = None) -> Log:
         raise LogUnavailableError(
             "this version takes no events from Redis: unset GATEWAY_PUBSUB and GATEWAY_STREAMS"
         )
-    scheme, _, place = settings.store.partition(":")
-    if scheme not in ("sqlite", "memory"):
-        raise LogUnavailableError(f"this version keeps its log in SQLite: {scheme} stores are not supported")
     retention = Retention(settings.retention_events, settings.retention_age, settings.latest_age)
+    if settings.has_redis_store:
+        return RedisLog(RedisClients(settings.store), retention=retention, index=settings.index, stats=stats)
+    _, _, place = settings.store.partition(":")
     return SqliteLog(place or None, retention=retention, index=settings.index, stats=stats)
 
 

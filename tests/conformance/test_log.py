@@ -114,18 +114,9 @@ class Bench:
 Open = Callable[..., Awaitable[Bench]]
 
 
-@pytest.fixture
-def redis_url() -> str:
-    import redis as r
-
-    url = "redis://127.0.0.1:7399"
-    with r.Redis.from_url(url) as c:
-        c.flushall()
-    return url
-
-
 @pytest.fixture(params=IMPLEMENTATIONS)
-async def open_log(request: pytest.FixtureRequest, tmp_path: Path, redis_url: str) -> AsyncIterator[Open]:
+async def open_log(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Open]:
+    redis_url = request.getfixturevalue("redis_server").url if request.param == "redis" else ""
     opened: list[Log] = []
 
     async def open_(retention: Retention | None = None, on_append: OnAppend | None = None) -> Bench:
