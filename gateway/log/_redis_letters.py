@@ -2,44 +2,44 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import orjson
 
-from gateway.log import DeadLetter
+from gateway.log import DeadLetter, Retention
 from gateway.log import _redis_scripts as scripts
 from gateway.log._redis_scripts import PREFIX
+from gateway.logs import Sparing
 from gateway.redis_clients import RedisClients
 
 logger = logging.getLogger(__name__)
 
-MAX_LETTERS: Final = 100_000
-MAX_BYTES: Final = 256 << 20
+PAGE_BYTES: Final = 8 << 20  # in a page: a page of large letters is shorter
+_ROOM_SECONDS: Final = 5.0  # between two lines about letters that had to go
 _DEAD: Final = PREFIX + "dead"
 
 
 class Letters:
     """All calls raise what the connection raises."""
 
-    def __init__(self, clients: RedisClients) -> None:
+    def __init__(self, clients: RedisClients, retention: Retention) -> None:
         self._clients = clients
+        self._retention = retention
+        self._sparing = Sparing(_ROOM_SECONDS)
 
     async def bury(self, letters: Sequence[DeadLetter], lease: tuple[str, str]) -> None:
         """Raises FencedError."""
-        args: list[str | bytes | int] = [*lease, MAX_LETTERS, MAX_BYTES]
+        args: list[Any] = [*lease, self._retention.letters, self._retention.letter_bytes]
         for each in letters:
-            args += (each.id, each.origin, _encode(each))
+            args += (each.id, each.origin, each.time, len(each.payload), _encode(each))
         (gone,) = await scripts.BURY.run(self._clients.writes, *args)
-        if gone:
-            logger.warning("%d of the oldest dead letters had to make room for newer ones", gone)
+        if gone and (count := self._sparing.take(gone)):
+            logger.warning("%d of the oldest dead letters had to make room for newer ones", count)
 
     async def page(self, origin: str | None, after: str, limit: int) -> Sequence[DeadLetter]:
-        key = f"{_DEAD}:ids" if origin is None else f"{_DEAD}:ids:{origin}"
-        low = f"({after}" if after else "-"
-        ids = await self._clients.commands.execute_command("ZRANGEBYLEX", key, low, "+", "LIMIT", 0, limit)
-        values = await self._clients.commands.hmget(_DEAD, ids) if ids else []
-        pairs = zip(ids, values, strict=True)
-        return [_decode(id_.decode(), value) for id_, value in pairs if value is not None]
+        client = self._clients.commands
+        (found,) = await scripts.LETTERS_PAGE.run(client, origin or "", after, limit, PAGE_BYTES)
+        return [_decode(id_.decode(), value) for id_, value in zip(found[::2], found[1::2], strict=True)]
 
     async def get(self, id_: str) -> DeadLetter | None:
         value = await self._clients.commands.hget(_DEAD, id_)

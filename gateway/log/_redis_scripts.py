@@ -21,6 +21,7 @@ _PARTS: Final = {
     "append": ("common", "evict"),
     "retain": ("common", "evict"),
     "bury": ("common", "letters"),
+    "letters_page": ("common", "letters"),
     "unbury": ("common", "letters"),
 }
 
@@ -70,6 +71,7 @@ APPEND: Final = Script("append")
 BURY: Final = Script("bury")
 GET: Final = Script("get")
 LATEST: Final = Script("latest")
+LETTERS_PAGE: Final = Script("letters_page")
 LEASE: Final = Script("lease")
 OFFSET_AT: Final = Script("offset_at")
 OPEN: Final = Script("open")

@@ -81,7 +81,7 @@ class RedisLog:
         self._is_open = False
         self._mean = 1024.0  # bytes of an entry's JSON, as far as pages have shown
         self._follower = Follower(clients, random)
-        self._letters = Letters(clients)
+        self._letters = Letters(clients, retention)
         self._writer = Writer(
             clients,
             self._follower,
