@@ -26,11 +26,14 @@ from gateway.intake import Intake, Sizes
 from gateway.lane import Flusher
 from gateway.limits import Rates
 from gateway.log import Log, LogStats, LogUnavailableError, Retention
+from gateway.log.redis import RedisLog
 from gateway.log.sqlite import SqliteLog
 from gateway.metrics import Metrics
 from gateway.node import Node
 from gateway.origins import Origins, ProxyHeaders
+from gateway.redis_clients import RedisClients
 from gateway.settings import Settings
+from gateway.tasks import end
 from gateway.tickets import Tickets
 from gateway.transports.events import get_events
 from gateway.transports.sse import beat as beat_sse
@@ -47,10 +50,10 @@ def make_log(settings: Settings, stats: LogStats | None = None) -> Log:
         raise LogUnavailableError(
             "this version takes no events from Redis: unset GATEWAY_PUBSUB and GATEWAY_STREAMS"
         )
-    scheme, _, place = settings.store.partition(":")
-    if scheme not in ("sqlite", "memory"):
-        raise LogUnavailableError(f"this version keeps its log in SQLite: {scheme} stores are not supported")
     retention = Retention(settings.retention_events, settings.retention_age, settings.latest_age)
+    if settings.has_redis_store:
+        return RedisLog(RedisClients(settings.store), retention=retention, index=settings.index, stats=stats)
+    _, _, place = settings.store.partition(":")
     return SqliteLog(place or None, retention=retention, index=settings.index, stats=stats)
 
 
@@ -66,9 +69,9 @@ async def open_node(settings: Settings) -> Node:
         observe=metrics.flushed,
         more_coming=lambda: stats.waiting > 0,
     )
-    hub = Hub(flusher, lambda offset: cursors.encode(log.epoch, offset))
-    await log.open(hub.publish)
-    hub.begin(log.head)
+    hub = Hub(flusher, cursors)
+    await log.open(hub.publish, lambda: hub.reset(log.epoch, log.head), wants_previous=hub.wants_previous)
+    hub.begin(log.epoch, log.head)
     revocations = Revocations(await log.revocations())
     tickets = Tickets(log.secret)
     verifier = _verifier(settings)
@@ -211,9 +214,7 @@ class Gateway:
         try:
             yield node
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end(*tasks)
             await node.log.close()
 
 

@@ -66,6 +66,9 @@ class Subscription:
         """Whether it is written to by the flush. Neither live nor behind while its place is being found."""
         return self in self.lane.sinks
 
+    def scattered(self) -> None:
+        self.connection.follow_from_here(self, "reset")
+
     def broken(self, error: Exception) -> None:
         """The flush could not write to this client."""
         logger.warning("connection %s: write failed: %r", self.connection.id, error)
@@ -172,12 +175,17 @@ class Connection:
     # Live and behind
 
     def fall_behind(self) -> None:
-        """The socket is full: what was live goes on by reading the log, from the place it has reached."""
+        """The socket is full."""
         for subscription in self.subscriptions.values():
             if subscription in subscription.lane.sinks:
-                position = subscription.lane.leave(subscription)
-                reader = Reader(self.shared.log, self.shared.hub, subscription.channel, position)
-                self._follow(subscription, reader, "slow")
+                self.follow_from_here(subscription, "slow")
+
+    def follow_from_here(self, subscription: Subscription, reason: str) -> None:
+        """What was live goes on by reading the log, from the place it has reached."""
+        shared = self.shared
+        position = subscription.lane.leave(subscription)
+        reader = Reader(shared.log, shared.hub, subscription.channel, position, epoch=shared.hub.epoch)
+        self._follow(subscription, reader, reason)
 
     def _go_live(self, subscription: Subscription) -> None:
         subscription.reader = None
@@ -250,14 +258,15 @@ class Connection:
 
     def _encode(self, subscription: Subscription, told: Sequence[Told]) -> list[bytes]:
         wire, sub = self.wire, subscription.channel.sub
-        cursors, epoch = self.shared.cursors, self.shared.log.epoch
+        assert subscription.reader is not None
+        cursors, epoch = self.shared.cursors, subscription.reader.epoch
         parts = []
         for each in told:
             entry = each.entry
             if each.snapshot is not None:
                 cursor = cursors.encode(epoch, entry.offset, each.snapshot)
             else:
-                cursor = entry.cursor = entry.cursor or self._cursor(entry.offset)
+                cursor = entry.cursor = entry.cursor or cursors.encode(epoch, entry.offset)
             if each.left:
                 parts.append(wire.leave(sub, cursor, entry.subject or ""))
             else:
@@ -300,7 +309,7 @@ class Connection:
             return self._cursor(self.position) if subscription.live else ""
         if reader.untold is not None:
             return reader.untold.lost_from or ""
-        return self.shared.cursors.encode(self.shared.log.epoch, reader.offset, reader.snapshot)
+        return reader.place
 
     def say(self, message: dict[str, Any]) -> None:
         self.socket.write(self.wire.join([self.wire.message(message, self._place)]))

@@ -32,9 +32,9 @@ class RedisClients:
         self._url = url
         parts = urlsplit(url)
         self.name = f"Redis at {parts.hostname}:{parts.port or 6379}"
-        self.commands: aioredis.Redis = self._client(COMMAND_SECONDS, retries=3)
-        self.writes: aioredis.Redis = self._client(WRITE_SECONDS, retries=0)
-        self.blocking: aioredis.Redis = self._client(BLOCK_SECONDS, retries=0)
+        self.commands: Any = self._client(COMMAND_SECONDS, retries=3)
+        self.writes: Any = self._client(WRITE_SECONDS, retries=0)
+        self.blocking: Any = self._client(BLOCK_SECONDS, retries=0)
 
     def _client(self, seconds: float, *, retries: int) -> aioredis.Redis:
         """`retries` repeat what failed for want of a connection; what timed out is never repeated."""

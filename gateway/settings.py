@@ -139,9 +139,13 @@ class Settings(BaseSettings):
         return bool(self.jwt_secret or self.jwt_public_key or self.jwks_url)
 
     @property
+    def has_redis_store(self) -> bool:
+        return _is_redis(self.store)
+
+    @property
     def redis_url(self) -> str | None:
         """Where the Redis ingests listen; None where there is no Redis."""
-        return self.ingest_redis or (self.store if _is_redis(self.store) else None)
+        return self.ingest_redis or (self.store if self.has_redis_store else None)
 
     @model_validator(mode="before")
     @classmethod
@@ -227,7 +231,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if self.workers > 1 and not _is_redis(self.store):
+        if self.workers > 1 and not self.has_redis_store:
             raise ValueError("GATEWAY_WORKERS: more than one worker needs a Redis store: set GATEWAY_STORE")
         if (self.tls_cert is None) != (self.tls_key is None):
             missing = "CERT" if self.tls_cert is None else "KEY"

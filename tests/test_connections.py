@@ -29,8 +29,8 @@ class Node:
     def __init__(self, *, total: int = 1000, per_token: int = 100) -> None:
         self.clock = Clock()
         self.metrics = Metrics()
-        hub = Hub(Flusher(Schedule(), 0), lambda offset: f"e.{offset}")
-        hub.begin(0)
+        hub = Hub(Flusher(Schedule(), 0), Cursors())
+        hub.begin("e", 0)
         log = SqliteLog(None, retention=Retention())
         self.streams = Streams(log, hub, Cursors(), frozenset(), self.metrics)
         self.connections = Connections(Limits(total, per_token), self.metrics, now=self.clock)

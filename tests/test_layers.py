@@ -13,7 +13,7 @@ ROOT = Path(gateway.__file__).parent
 
 # A module may import from the rows above its own and from within its own package.
 LAYERS = (
-    ("errors", "origins", "limits", "slim", "remote"),
+    ("errors", "origins", "limits", "remote", "slim", "tasks"),
     ("jsontext", "keys", "redis_clients"),
     ("event", "settings"),
     ("filters", "cursor", "logs"),

@@ -31,7 +31,9 @@ from gateway.log import (
     Retention,
     Revocation,
 )
+from gateway.log.redis import RedisLog
 from gateway.log.sqlite import SqliteLog
+from gateway.redis_clients import RedisClients
 
 INDEX = ("data.customerId", "data.items.*.sku")
 
@@ -54,6 +56,7 @@ class Setup:
     clock: Clock
     retention: Retention
     stats: LogStats
+    redis_url: str
 
 
 def sqlite_file(setup: Setup) -> Log:
@@ -70,9 +73,20 @@ def sqlite_memory(setup: Setup) -> Log:
     return SqliteLog(None, retention=setup.retention, index=INDEX, now=setup.clock, stats=setup.stats)
 
 
+def redis(setup: Setup) -> Log:
+    return RedisLog(
+        RedisClients(setup.redis_url),
+        retention=setup.retention,
+        index=INDEX,
+        now=setup.clock,
+        stats=setup.stats,
+    )
+
+
 IMPLEMENTATIONS: dict[str, Callable[[Setup], Log]] = {
     "sqlite file": sqlite_file,
     "sqlite memory": sqlite_memory,
+    "redis": redis,
 }
 
 
@@ -102,11 +116,12 @@ Open = Callable[..., Awaitable[Bench]]
 
 @pytest.fixture(params=IMPLEMENTATIONS)
 async def open_log(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Open]:
+    redis_url = request.getfixturevalue("redis_server").url if request.param == "redis" else ""
     opened: list[Log] = []
 
     async def open_(retention: Retention | None = None, on_append: OnAppend | None = None) -> Bench:
         clock, stats = Clock(), LogStats()
-        setup = Setup(tmp_path, clock, retention or Retention(), stats)
+        setup = Setup(tmp_path, clock, retention or Retention(), stats, redis_url)
         bench = Bench(IMPLEMENTATIONS[request.param](setup), clock, stats)
         await bench.log.open(on_append or bench.announced.extend)
         opened.append(bench.log)
