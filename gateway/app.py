@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import logging
+import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from starlette.responses import Response
 from starlette.routing import Route, Router
@@ -21,7 +22,8 @@ from gateway.guard import Guard
 from gateway.http import Endpoint, Handler, problem_response
 from gateway.hub import Hub
 from gateway.ingest import http as http_ingest
-from gateway.ingest import orders
+from gateway.ingest import orders, streams
+from gateway.ingest.streams import StreamIngest
 from gateway.intake import Intake, Sizes
 from gateway.lane import Flusher
 from gateway.limits import Rates
@@ -29,7 +31,7 @@ from gateway.log import Log, LogStats, LogUnavailableError, Retention
 from gateway.log.redis import RedisLog
 from gateway.log.sqlite import SqliteLog
 from gateway.metrics import Metrics
-from gateway.node import Node
+from gateway.node import Ingest, Node
 from gateway.origins import Origins, ProxyHeaders
 from gateway.redis_clients import RedisClients
 from gateway.settings import Settings
@@ -41,15 +43,12 @@ from gateway.transports.websocket import websocket
 
 logger = logging.getLogger(__name__)
 
+_STOP_SECONDS = 5.0  # for ingests to store what they have fetched
 _LAG_INTERVAL = 1.0  # seconds between two looks at how late the loop is
 
 
 def make_log(settings: Settings, stats: LogStats | None = None) -> Log:
     """The log that the settings name, not opened yet. Raises LogUnavailableError for one there is none of."""
-    if settings.pubsub or settings.streams:
-        raise LogUnavailableError(
-            "this version takes no events from Redis: unset GATEWAY_PUBSUB and GATEWAY_STREAMS"
-        )
     retention = Retention(settings.retention_events, settings.retention_age, settings.latest_age)
     if settings.has_redis_store:
         return RedisLog(RedisClients(settings.store), retention=retention, index=settings.index, stats=stats)
@@ -57,8 +56,11 @@ def make_log(settings: Settings, stats: LogStats | None = None) -> Log:
     return SqliteLog(place or None, retention=retention, index=settings.index, stats=stats)
 
 
-async def open_node(settings: Settings) -> Node:
-    """Opens the log and builds everything around it. Raises LogCorruptError or LogUnavailableError."""
+async def open_node(settings: Settings, ingest_redis: RedisClients | None = None) -> Node:
+    """Opens the log and builds everything around it. Raises LogCorruptError or LogUnavailableError.
+
+    `ingest_redis` is where events are fetched from.
+    """
     metrics = Metrics()
     stats = LogStats(observe_append=metrics.append.observe)
     log = make_log(settings, stats)
@@ -77,6 +79,7 @@ async def open_node(settings: Settings) -> Node:
     verifier = _verifier(settings)
     limits = Limits(settings.max_connections, settings.max_connections_per_token)
     sizes = Sizes(settings.max_event_bytes, settings.max_batch_events, settings.max_batch_bytes)
+    intake = Intake(log, metrics, sizes, Defaults())
     return Node(
         settings=settings,
         metrics=metrics,
@@ -87,15 +90,24 @@ async def open_node(settings: Settings) -> Node:
         connections=Connections(limits, metrics),
         websocket_beat=Heartbeat(settings.peer_timeout / 3, lambda connection: connection.beat()),
         sse_beat=Heartbeat(settings.peer_timeout / 4, beat_sse),
-        intake=Intake(log, metrics, sizes, Defaults()),
+        intake=intake,
         origins=Origins(settings.origins),
         revocations=revocations,
         tickets=tickets,
         authenticator=Authenticator(verifier, revocations, tickets, log.use_once),
         publish_rates=Rates(settings.publish_rate) if settings.publish_rate else None,
+        ingests=_ingests(settings, ingest_redis, log, intake) if ingest_redis else (),
         idempotent_keys=set(),
-        redrives={},
+        redrives={streams.KIND: streams.read_again},
     )
+
+
+def _ingests(settings: Settings, redis: RedisClients, log: Log, intake: Intake) -> list[Ingest]:
+    ingests: list[Ingest] = []
+    if settings.streams:
+        consumer = f"{socket.gethostname()}-{settings.port}"
+        ingests.append(StreamIngest(redis, settings.streams, consumer, log, intake))
+    return ingests
 
 
 def _verifier(settings: Settings) -> Verifier | None:
@@ -200,7 +212,9 @@ class Gateway:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Node]:
         """Open while it lasts. Raises LogCorruptError or LogUnavailableError."""
-        node = self.node = await open_node(self.settings)
+        settings = self.settings
+        redis = RedisClients(settings.redis_url) if settings.redis_url and _fetches(settings) else None
+        node = self.node = await open_node(settings, redis)
         guarded = Guard(Application(node), self.settings, node.origins)
         self._app = ProxyHeaders(guarded, list(self.settings.trusted_proxies))  # type: ignore[arg-type]  # uvicorn's ASGI types are its own
         tasks = [
@@ -209,13 +223,30 @@ class Gateway:
                 ("websocket heartbeat", node.websocket_beat.run),
                 ("sse heartbeat", node.sse_beat.run),
                 ("loop watch", lambda: _watch_loop(node.metrics)),
+                *((f"ingest of {each.name}", each.run) for each in node.ingests),
             )
         ]
         try:
             yield node
         finally:
+            await _stop(node.ingests)
             await end(*tasks)
+            if redis is not None:
+                await redis.aclose()
             await node.log.close()
+
+
+def _fetches(settings: Settings) -> bool:
+    return bool(settings.pubsub or settings.streams)
+
+
+async def _stop(ingests: Sequence[Ingest]) -> None:
+    """In order where that is soon done: what they leave behind others do, or the next start."""
+    try:
+        async with asyncio.timeout(_STOP_SECONDS):
+            await asyncio.gather(*(each.stop() for each in ingests))
+    except TimeoutError:
+        logger.warning("the ingests from Redis did not end within %g s", _STOP_SECONDS)
 
 
 async def _supervised(name: str, work: Callable[[], Awaitable[None]]) -> None:

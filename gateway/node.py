@@ -1,8 +1,8 @@
 """Node: the parts of one running gateway, as its ways in and ways out need them. No behaviour of its own."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from gateway.auth import Authenticator, Revocations
 from gateway.connection import Streams
@@ -23,6 +23,22 @@ from gateway.tickets import Tickets
 Redrive: TypeAlias = Callable[[Intake, DeadLetter], list[Event]]
 
 
+class Ingest(Protocol):
+    """A way in that fetches events by itself."""
+
+    @property
+    def name(self) -> str: ...
+
+    def fault(self) -> str | None:
+        """Why nothing comes by this way, in one line; None where it works, or another node has it."""
+
+    async def run(self) -> None:
+        """Fetches until it is cancelled. What goes wrong outside is tried again."""
+
+    async def stop(self) -> None:
+        """Stores what was fetched, and leaves the rest to other nodes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     settings: Settings
@@ -40,5 +56,6 @@ class Node:
     tickets: Tickets
     authenticator: Authenticator
     publish_rates: Rates | None
+    ingests: Sequence[Ingest]
     idempotent_keys: set[str]  # of requests that are running now
     redrives: Mapping[str, Redrive]  # by the kind of dead letter

@@ -36,10 +36,11 @@ async def readyz(call: Call) -> Response:
     """200 or 503, with each check and its reason."""
     node = call.node
     store = await _check_store(call)
+    ingests = next((f"{each.name}: {fault}" for each in node.ingests if (fault := each.fault())), None)
     draining = node.connections.draining
     checks: dict[str, dict[str, bool | str | None]] = {
         "store": {"ok": store is None, "reason": store},
-        "ingests": {"ok": True, "reason": None},
+        "ingests": {"ok": ingests is None, "reason": ingests},
         "draining": {"ok": not draining, "reason": "the gateway is about to stop" if draining else None},
     }
     ready = all(check["ok"] for check in checks.values())

@@ -1,0 +1,223 @@
+"""Redis streams: what backend services add is read by a consumer group and acknowledged when it is in the log.
+
+One node at a time reads a stream, so its order is kept; several streams are read by several nodes. An entry that is
+read again, after whatever went wrong, is the same event again, which the log has once.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from gateway.errors import GatewayError
+from gateway.event import Event
+from gateway.ingest._entries import KIND, Entry, event_of, letter_of, read_again
+from gateway.ingest._group import RAW_COMMANDS, ConsumerGroup, OvertakenError, Page, raw
+from gateway.intake import Intake
+from gateway.log import DeadLetter, Fence, FencedError, Log, LogUnavailableError
+from gateway.redis_clients import UNREACHABLE, RedisClients
+
+__all__ = ["KIND", "StreamIngest", "read_again"]
+
+logger = logging.getLogger(__name__)
+
+LEASE_SECONDS: Final = 5.0
+_RENEW_SECONDS: Final = 1.0
+_PAUSES: Final = (0.1, 5.0)  # seconds until Redis or the log is tried again, the first time and at last
+_MAX_PAGE: Final = 1000
+_FIRST_PAGE: Final = 100
+_PAGE_BYTES: Final = 2 << 20
+
+
+class StreamIngest:
+    """All streams of a node. `consumer` names the node within the group and stays the same over restarts."""
+
+    name = "streams"
+
+    def __init__(
+        self,
+        clients: RedisClients,
+        names: Sequence[str],
+        consumer: str,
+        log: Log,
+        intake: Intake,
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        for command in RAW_COMMANDS:
+            for client in (clients.writes, clients.blocking):
+                client.set_response_callback(command, raw)
+        self._streams = [_Stream(clients, name, consumer, log, intake, now, self._held) for name in names]
+
+    def _held(self) -> int:
+        """How many streams this node reads."""
+        return sum(each.fence is not None for each in self._streams)
+
+    def fault(self) -> str | None:
+        """Why a stream is not read here though it could be, in one line."""
+        return next((each.fault for each in self._streams if each.fault), None)
+
+    async def run(self) -> None:
+        """Reads until it is cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for each in self._streams:
+                group.create_task(each.run(), name=f"stream {each.name}")
+
+    async def stop(self) -> None:
+        """Stores what was read, and leaves the streams to others."""
+        await asyncio.gather(*(each.stop() for each in self._streams))
+
+
+class _Stream:
+    """One stream. `fence` is the lease while it is read here."""
+
+    def __init__(
+        self,
+        clients: RedisClients,
+        name: str,
+        consumer: str,
+        log: Log,
+        intake: Intake,
+        now: Callable[[], float],
+        held: Callable[[], int],
+    ) -> None:
+        self.name = name
+        self.fence: Fence | None = None
+        self.fault: str | None = None
+        self._clients = clients
+        self._group = ConsumerGroup(clients, name, consumer)
+        self._log = log
+        self._intake = intake
+        self._now = now
+        self._held = held
+        self._renewed = 0.0
+        self._mean = _PAGE_BYTES / _FIRST_PAGE  # bytes of an entry, as far as pages have shown
+        self._stopping = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def run(self) -> None:
+        pause = _PAUSES[0]
+        while not self._stopping.is_set():
+            try:
+                if await self._take_lease():
+                    pause = _PAUSES[0]
+                    await self._work()
+                else:
+                    await self._wait(_RENEW_SECONDS * (1 + self._held()))
+            except (FencedError, OvertakenError):
+                continue  # somebody else has it, or has had it: look again
+            except LogUnavailableError as error:
+                self._failed(str(error))
+            except UNREACHABLE as error:
+                self._failed(self._clients.explain(error))
+            if self.fault:
+                await self._wait(pause)
+                pause = min(_PAUSES[1], 2 * pause)
+
+    async def stop(self) -> None:
+        self._stopping.set()
+        await self._idle.wait()
+        if self.fence is not None:
+            fence, self.fence = self.fence, None
+            try:
+                await self._log.release(fence)
+            except LogUnavailableError as error:
+                logger.debug("the lease of stream %s ends by itself: %s", self.name, error)
+
+    async def _wait(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds * random.uniform(0.5, 1)):  # noqa: S311 - jitter
+                await self._stopping.wait()
+        except TimeoutError:
+            pass
+
+    def _failed(self, reason: str) -> None:
+        if self.fault is None:
+            logger.warning("stream %s cannot be read: %s", self.name, reason)
+        self.fault = reason
+
+    async def _take_lease(self) -> bool:
+        self.fence = await self._log.lease(f"stream:{self.name}", LEASE_SECONDS)
+        self._renewed = time.monotonic()
+        return self.fence is not None
+
+    async def _renew(self) -> None:
+        """Raises FencedError where the lease was lost meanwhile."""
+        if time.monotonic() - self._renewed < _RENEW_SECONDS:
+            return
+        before = self.fence
+        if not await self._take_lease() or self.fence != before:
+            raise FencedError(self.name)
+
+    # Reading
+
+    async def _work(self) -> None:
+        """Reads the stream as long as it has the lease: first what is pending, in order, then what is new."""
+        self._idle.clear()
+        try:
+            await self._group.begin()
+            await self._work_off_pending()
+            if self.fault:
+                logger.info("stream %s is read again", self.name)
+            self.fault = None
+            await self._read_on()
+        finally:
+            self._idle.set()
+
+    async def _work_off_pending(self) -> None:
+        after = "0-0"
+        while True:
+            page = await self._group.pending(after, self._count())
+            if page.gone:
+                logger.warning(
+                    "%d entries of stream %s were deleted before they were stored", len(page.gone), self.name
+                )
+                await self._group.acknowledge(page.gone)
+            if not page.entries and not page.gone:
+                return
+            await self._store(page)
+            after = max((*(id_ for id_, _ in page.entries[-1:]), *page.gone[-1:]), key=_order)
+
+    async def _read_on(self) -> None:
+        """A page is read while the one before is stored."""
+        page = Page()
+        while not self._stopping.is_set():
+            storing = asyncio.ensure_future(self._store(page))
+            try:
+                page = await self._group.new(self._count())
+            finally:
+                await storing
+        await self._store(page)
+
+    def _count(self) -> int:
+        return max(1, min(_MAX_PAGE, int(_PAGE_BYTES / self._mean)))
+
+    async def _store(self, page: Page) -> None:
+        """Appends the page's events, in order, and then acknowledges it."""
+        await self._renew()
+        if not page.entries:
+            return
+        size = sum(sum(map(len, fields)) for _, fields in page.entries)
+        self._mean += (size / len(page.entries) - self._mean) / 4
+        events: list[Event] = []
+        letters: list[DeadLetter] = []
+        for entry in page.entries:
+            self._sort(entry, events, letters)
+        if events:
+            await self._intake.append("streams", events, fence=self.fence)
+        await self._intake.bury("streams", f"redis:{self.name}", letters, fence=self.fence)
+        await self._group.acknowledge([id_ for id_, _ in page.entries])
+
+    def _sort(self, entry: Entry, events: list[Event], letters: list[DeadLetter]) -> None:
+        try:
+            events.append(event_of(self._intake, self.name, entry))
+        except GatewayError as error:
+            letters.append(letter_of(self.name, entry, error, self._now()))
+
+
+def _order(id_: str) -> tuple[int, int]:
+    milliseconds, _, number = id_.partition("-")
+    return int(milliseconds), int(number)
