@@ -36,64 +36,148 @@ local before = head
 local soon = math.max(first, head + count - events + margin)
 accepted = math.max(accepted, now)
 local stamp = string.format('%d', accepted)
-local places = {}
 
--- The subject's latest event is now the one at `offset`; the one before it was at `prev`.
-local function supersede(subject, prev, offset, is_order, keys)
-  local known = prev > 0 and call('HGET', KEYS_OF, subject)
-  local packed = cmsgpack.pack(keys)
-  local keeps_prev = false
-  if is_order then
-    drop_behind(subject, first)
-    call('ZADD', ORDERS, offset, subject)
-  elseif prev > 0 and score(ORDERS, subject) == prev then
-    keeps_prev = true
-    call('HSET', BEHIND, subject, known)
-    add_keys(Y, cmsgpack.unpack(known), prev, subject)
-  end
-  if known ~= packed then
-    if known then
-      drop_keys(X, known, keys, subject)
+-- What the log has of these events and of their subjects, asked for at once.
+local digests, subjects, of = {}, {}, {}
+do
+  local i = at
+  for n = 1, count do
+    digests[n] = ARGV[i]
+    local subject = ARGV[i + 2]
+    if subject ~= '' and not of[subject] then
+      of[subject] = true
+      subjects[#subjects + 1] = subject
     end
-    call('HSET', KEYS_OF, subject, packed)
-  end
-  add_keys(X, keys, offset, subject)
-  call('ZADD', LATEST, offset, subject)
-  if prev > 0 and prev < first and not keeps_prev then
-    call('HDEL', KEPT, prev)
+    i = i + 5 + tonumber(ARGV[i + 4])
   end
 end
+local known = ask('HMGET', IDS, digests)
+local latest0, order0 = ask('ZMSCORE', LATEST, subjects), ask('ZMSCORE', ORDERS, subjects)
+local keys0 = ask('HMGET', KEYS_OF, subjects)
+local behind0 = call('EXISTS', BEHIND) == 1 and ask('HMGET', BEHIND, subjects) or {}
+for n, subject in ipairs(subjects) do
+  of[subject] = {
+    latest = tonumber(latest0[n] or 0), order = tonumber(order0[n] or 0), keys = keys0[n], behind = behind0[n] or false
+  }
+end
 
+-- The events are placed one after the other; what becomes of their subjects is written at the end, all at once.
+local places, placed, ids = {}, {}, {}
 for i = 1, count do
-  local digest, json, subject, is_order = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3] == '1'
-  local size = tonumber(ARGV[at + 4])
-  at = at + 5
-  local offset = head + 1
-  if call('HSETNX', IDS, digest, offset) == 0 then
-    places[i] = tonumber(call('HGET', IDS, digest))
-  else
-    head = offset
-    places[i] = offset
-    local prev, old = 0, ''
-    if subject ~= '' then
-      prev = score(LATEST, subject)
+  local digest, subject, size = digests[i], ARGV[at + 2], tonumber(ARGV[at + 4])
+  local place = tonumber(known[i] or placed[digest] or 0)
+  if place == 0 then
+    head = head + 1
+    place = head
+    placed[digest] = head
+    ids[#ids + 1] = digest
+    ids[#ids + 1] = head
+    local it, prev, old = of[subject], 0, ''
+    if it then
+      prev = it.latest
       if prev > 0 and prev < soon then
         local found = entry(prev)
         old = found and found[4] or ''
       end
     end
-    call('XADD', LOG, string.format('%d-0', offset), 'd', digest, 'p', prev, 'a', stamp, 's', subject, 'e', json,
+    call('XADD', LOG, string.format('%d-0', head), 'd', digest, 'p', prev, 'a', stamp, 's', subject, 'e', ARGV[at + 1],
       'b', old)
-    if subject ~= '' then
-      local keys = {}
-      for k = 1, size do
-        keys[k] = ARGV[at + k - 1]
+    if it then
+      if ARGV[at + 3] == '1' then
+        it.order, it.behind = head, false
+      elseif prev > 0 and it.order == prev then
+        it.behind = it.keys
       end
-      supersede(subject, prev, offset, is_order, keys)
+      it.latest = head
+      it.list = {}
+      for k = 1, size do
+        it.list[k] = ARGV[at + 4 + k]
+      end
+      it.keys = cmsgpack.pack(it.list)
     end
   end
-  at = at + size
+  places[i] = place
+  at = at + 5 + size
 end
+
+local latest, order, keys, gone, kept = {}, {}, {}, {}, {}
+local adding, dropping = {}, {}
+
+local function collect(groups, set, ...)
+  local group = groups[set]
+  if not group then
+    group = {}
+    groups[set] = group
+  end
+  for _, each in ipairs({...}) do
+    group[#group + 1] = each
+  end
+end
+
+local function collect_drops(family, packed, stay, subject)
+  local staying = {}
+  for _, key in ipairs(stay) do
+    staying[key] = true
+  end
+  for _, key in ipairs(cmsgpack.unpack(packed)) do
+    if not staying[key] then
+      collect(dropping, family .. key, subject)
+    end
+  end
+end
+
+for n, subject in ipairs(subjects) do
+  local it = of[subject]
+  if it.list then
+    local was_latest, was_order = tonumber(latest0[n] or 0), tonumber(order0[n] or 0)
+    latest[#latest + 1] = it.latest
+    latest[#latest + 1] = subject
+    if it.order ~= was_order then
+      order[#order + 1] = it.order
+      order[#order + 1] = subject
+    end
+    if it.keys ~= keys0[n] then
+      if keys0[n] then
+        collect_drops(X, keys0[n], it.list, subject)
+      end
+      keys[#keys + 1] = subject
+      keys[#keys + 1] = it.keys
+    end
+    for _, key in ipairs(it.list) do
+      collect(adding, X .. key, it.latest, subject)
+    end
+    local was_behind = behind0[n] or false
+    if was_behind and (was_behind ~= it.behind or it.order ~= was_order) then
+      collect_drops(Y, was_behind, {}, subject)
+      if not it.behind then
+        gone[#gone + 1] = subject
+      end
+    end
+    if it.behind and (was_behind ~= it.behind or it.order ~= was_order) then
+      call('HSET', BEHIND, subject, it.behind)
+      for _, key in ipairs(cmsgpack.unpack(it.behind)) do
+        collect(adding, Y .. key, it.order, subject)
+      end
+    end
+    for _, offset in ipairs({was_latest, was_order}) do
+      if offset > 0 and offset < first and offset ~= it.order then
+        kept[#kept + 1] = offset
+      end
+    end
+  end
+end
+for set, members in pairs(dropping) do
+  tell('ZREM', set, members)
+end
+for set, members in pairs(adding) do
+  tell('ZADD', set, members)
+end
+tell('HSET', IDS, ids)
+tell('ZADD', LATEST, latest)
+tell('ZADD', ORDERS, order)
+tell('HSET', KEYS_OF, keys)
+tell('HDEL', BEHIND, gone)
+tell('HDEL', KEPT, kept)
 
 first = evict_events(first, head, events, since, 2 * count + 100)
 call('HSET', META, 'head', head, 'first', first, 'accepted', stamp)

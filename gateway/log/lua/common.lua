@@ -18,6 +18,25 @@ local KEYS_OF, BEHIND = P .. 'keys', P .. 'behind'
 local X, Y = P .. 'x:', P .. 'y:'
 local call = redis.call
 
+local CHUNK = 4000  -- arguments of one command: Lua's stack takes 8000; even, since they may be pairs
+
+-- A command for many arguments, as few times as it takes; the answers as one list.
+local function ask(command, key, arguments)
+  local answers = {}
+  for i = 1, #arguments, CHUNK do
+    for _, each in ipairs(call(command, key, unpack(arguments, i, math.min(i + CHUNK - 1, #arguments)))) do
+      answers[#answers + 1] = each
+    end
+  end
+  return answers
+end
+
+local function tell(command, key, arguments)
+  for i = 1, #arguments, CHUNK do
+    call(command, key, unpack(arguments, i, math.min(i + CHUNK - 1, #arguments)))
+  end
+end
+
 local function score(set, member)
   return tonumber(call('ZSCORE', set, member) or 0)
 end
@@ -33,12 +52,6 @@ local function entry(offset)
   if kept then
     local k = cmsgpack.unpack(kept)
     return {offset, k[1], k[2], k[3], ''}
-  end
-end
-
-local function add_keys(family, keys, offset, subject)
-  for _, key in ipairs(keys) do
-    call('ZADD', family .. key, offset, subject)
   end
 end
 

@@ -7,21 +7,28 @@ local function evict_events(first, head, events, since, limit)
     if #page == 0 then
       break
     end
-    for _, each in ipairs(page) do
+    local digests, subjects = {}, {}
+    for n, each in ipairs(page) do
       local f = each[2]
-      local offset = last + 1
-      if offset > head - events and tonumber(f[6]) >= since then
-        limit = 0
+      if last + n > head - events and tonumber(f[6]) >= since then
+        limit = n - 1
         break
       end
-      call('HDEL', IDS, f[2])
-      local subject = f[8]
-      if subject ~= '' and (score(LATEST, subject) == offset or score(ORDERS, subject) == offset) then
+      digests[n], subjects[n] = f[2], f[8]
+    end
+    if #digests == 0 then
+      break
+    end
+    local latest, orders = ask('ZMSCORE', LATEST, subjects), ask('ZMSCORE', ORDERS, subjects)
+    for n, subject in ipairs(subjects) do
+      local offset, f = last + n, page[n][2]
+      if subject ~= '' and (tonumber(latest[n] or 0) == offset or tonumber(orders[n] or 0) == offset) then
         call('HSET', KEPT, offset, cmsgpack.pack({f[4], f[6], f[10]}))
       end
-      last = offset
-      limit = limit - 1
     end
+    tell('HDEL', IDS, digests)
+    last = last + #digests
+    limit = limit - #digests
   end
   if last >= first then
     call('XTRIM', LOG, 'MINID', string.format('%d-0', last + 1))

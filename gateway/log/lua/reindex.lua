@@ -1,5 +1,11 @@
 -- Gives latest events other index keys. ARGV: whether orders behind later events, then for each subject, offset, number
 -- of keys, keys. One that was superseded meanwhile has its keys already.
+local function add_keys(family, keys, offset, subject)
+  for _, key in ipairs(keys) do
+    call('ZADD', family .. key, offset, subject)
+  end
+end
+
 local behind = ARGV[1] == '1'
 local at = 2
 while at <= #ARGV do
