@@ -57,11 +57,12 @@ local keys0 = ask('HMGET', KEYS_OF, subjects)
 local behind0 = call('EXISTS', BEHIND) == 1 and ask('HMGET', BEHIND, subjects) or {}
 for n, subject in ipairs(subjects) do
   of[subject] = {
-    latest = tonumber(latest0[n] or 0), order = tonumber(order0[n] or 0), keys = keys0[n], behind = behind0[n] or false
+    latest = latest0[n] or '0', order = order0[n] or '0', keys = keys0[n], behind = behind0[n] or false
   }
 end
 
 -- The events are placed one after the other; what becomes of their subjects is written at the end, all at once.
+-- Offsets stand as text wherever they go into a command: to make text of a number is what takes longest here.
 local places, placed, ids = {}, {}, {}
 for i = 1, count do
   local digest, subject, size = digests[i], ARGV[at + 2], tonumber(ARGV[at + 4])
@@ -70,25 +71,26 @@ for i = 1, count do
     head = head + 1
     place = head
     placed[digest] = head
+    local text = string.format('%d', head)
     ids[#ids + 1] = digest
-    ids[#ids + 1] = head
-    local it, prev, old = of[subject], 0, ''
+    ids[#ids + 1] = text
+    local it, prev, old = of[subject], '0', ''
     if it then
       prev = it.latest
-      if prev > 0 and prev < soon then
-        local found = entry(prev)
+      if prev ~= '0' and tonumber(prev) < soon then
+        local found = entry(tonumber(prev))
         old = found and found[4] or ''
       end
     end
-    call('XADD', LOG, string.format('%d-0', head), 'd', digest, 'p', prev, 'a', stamp, 's', subject, 'e', ARGV[at + 1],
+    call('XADD', LOG, text .. '-0', 'd', digest, 'p', prev, 'a', stamp, 's', subject, 'e', ARGV[at + 1],
       'b', old)
     if it then
       if ARGV[at + 3] == '1' then
-        it.order, it.behind = head, false
-      elseif prev > 0 and it.order == prev then
+        it.order, it.behind = text, false
+      elseif prev ~= '0' and it.order == prev then
         it.behind = it.keys
       end
-      it.latest = head
+      it.latest = text
       it.list = {}
       for k = 1, size do
         it.list[k] = ARGV[at + 4 + k]
@@ -103,15 +105,19 @@ end
 local latest, order, keys, gone, kept = {}, {}, {}, {}, {}
 local adding, dropping = {}, {}
 
-local function collect(groups, set, ...)
+local function group_of(groups, set)
   local group = groups[set]
   if not group then
     group = {}
     groups[set] = group
   end
-  for _, each in ipairs({...}) do
-    group[#group + 1] = each
-  end
+  return group
+end
+
+local function add(set, offset, subject)
+  local group = group_of(adding, set)
+  group[#group + 1] = offset
+  group[#group + 1] = subject
 end
 
 local function collect_drops(family, packed, stay, subject)
@@ -121,7 +127,8 @@ local function collect_drops(family, packed, stay, subject)
   end
   for _, key in ipairs(cmsgpack.unpack(packed)) do
     if not staying[key] then
-      collect(dropping, family .. key, subject)
+      local group = group_of(dropping, family .. key)
+      group[#group + 1] = subject
     end
   end
 end
@@ -129,7 +136,7 @@ end
 for n, subject in ipairs(subjects) do
   local it = of[subject]
   if it.list then
-    local was_latest, was_order = tonumber(latest0[n] or 0), tonumber(order0[n] or 0)
+    local was_latest, was_order = latest0[n] or '0', order0[n] or '0'
     latest[#latest + 1] = it.latest
     latest[#latest + 1] = subject
     if it.order ~= was_order then
@@ -144,7 +151,7 @@ for n, subject in ipairs(subjects) do
       keys[#keys + 1] = it.keys
     end
     for _, key in ipairs(it.list) do
-      collect(adding, X .. key, it.latest, subject)
+      add(X .. key, it.latest, subject)
     end
     local was_behind = behind0[n] or false
     if was_behind and (was_behind ~= it.behind or it.order ~= was_order) then
@@ -156,11 +163,11 @@ for n, subject in ipairs(subjects) do
     if it.behind and (was_behind ~= it.behind or it.order ~= was_order) then
       call('HSET', BEHIND, subject, it.behind)
       for _, key in ipairs(cmsgpack.unpack(it.behind)) do
-        collect(adding, Y .. key, it.order, subject)
+        add(Y .. key, it.order, subject)
       end
     end
     for _, offset in ipairs({was_latest, was_order}) do
-      if offset > 0 and offset < first and offset ~= it.order then
+      if offset ~= '0' and tonumber(offset) < first and offset ~= it.order then
         kept[#kept + 1] = offset
       end
     end
