@@ -27,7 +27,7 @@ from gateway.ingest.streams import StreamIngest
 from gateway.intake import Intake, Sizes
 from gateway.lane import Flusher
 from gateway.limits import Rates
-from gateway.log import Log, LogStats, LogUnavailableError, Retention
+from gateway.log import Log, LogStats, Retention
 from gateway.log.redis import RedisLog
 from gateway.log.sqlite import SqliteLog
 from gateway.metrics import Metrics

@@ -9,11 +9,12 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from gateway.errors import GatewayError
 from gateway.event import Event
-from gateway.ingest._entries import KIND, Entry, event_of, letter_of, read_again
+from gateway.ingest._entries import KIND, event_of, letter_of, read_again
 from gateway.ingest._group import RAW_COMMANDS, ConsumerGroup, OvertakenError, Page, raw
 from gateway.intake import Intake
 from gateway.log import DeadLetter, Fence, FencedError, Log, LogUnavailableError
@@ -178,44 +179,53 @@ class _Stream:
                 await self._group.acknowledge(page.gone)
             if not page.entries and not page.gone:
                 return
-            await self._store(page)
+            await self._store(self._parse(page))
             after = max((*(id_ for id_, _ in page.entries[-1:]), *page.gone[-1:]), key=_order)
 
     async def _read_on(self) -> None:
-        """A page is read while the one before is stored."""
-        page = Page()
-        while not self._stopping.is_set():
-            storing = asyncio.ensure_future(self._store(page))
-            try:
-                page = await self._group.new(self._count())
-            finally:
+        """A page is read and parsed while the one before is stored."""
+        storing = asyncio.ensure_future(self._renew())
+        try:
+            while not self._stopping.is_set():
+                batch = self._parse(await self._group.new(self._count()))
                 await storing
-        await self._store(page)
+                storing = asyncio.ensure_future(self._store(batch))
+        finally:
+            await asyncio.wait((storing,))
+        await storing
 
     def _count(self) -> int:
         return max(1, min(_MAX_PAGE, int(_PAGE_BYTES / self._mean)))
 
-    async def _store(self, page: Page) -> None:
-        """Appends the page's events, in order, and then acknowledges it."""
-        await self._renew()
-        if not page.entries:
-            return
-        size = sum(sum(map(len, fields)) for _, fields in page.entries)
-        self._mean += (size / len(page.entries) - self._mean) / 4
-        events: list[Event] = []
-        letters: list[DeadLetter] = []
+    def _parse(self, page: Page) -> "_Batch":
+        batch = _Batch([id_ for id_, _ in page.entries])
+        size = 0
         for entry in page.entries:
-            self._sort(entry, events, letters)
-        if events:
-            await self._intake.append("streams", events, fence=self.fence)
-        await self._intake.bury("streams", f"redis:{self.name}", letters, fence=self.fence)
-        await self._group.acknowledge([id_ for id_, _ in page.entries])
+            size += sum(map(len, entry[1]))
+            try:
+                batch.events.append(event_of(self._intake, self.name, entry))
+            except GatewayError as error:
+                batch.letters.append(letter_of(self.name, entry, error, self._now()))
+        if page.entries:
+            self._mean += (size / len(page.entries) - self._mean) / 4
+        return batch
 
-    def _sort(self, entry: Entry, events: list[Event], letters: list[DeadLetter]) -> None:
-        try:
-            events.append(event_of(self._intake, self.name, entry))
-        except GatewayError as error:
-            letters.append(letter_of(self.name, entry, error, self._now()))
+    async def _store(self, batch: "_Batch") -> None:
+        """Appends the events, in order, and then acknowledges the entries."""
+        await self._renew()
+        if batch.events:
+            await self._intake.append("streams", batch.events, fence=self.fence)
+        await self._intake.bury("streams", f"redis:{self.name}", batch.letters, fence=self.fence)
+        await self._group.acknowledge(batch.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """What a page has become."""
+
+    ids: Sequence[str]
+    events: list[Event] = field(default_factory=list)
+    letters: list[DeadLetter] = field(default_factory=list)
 
 
 def _order(id_: str) -> tuple[int, int]:
