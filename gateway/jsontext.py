@@ -20,8 +20,8 @@ _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|-?[0-9]+(?:\.[0-9]+)?(?:[eE][-+]
 _INT_MIN, _INT_MAX = -(1 << 63), (1 << 64) - 1
 
 
-def parse(data: bytes, *, what: str = "the body") -> Any:
-    """The JSON value of `data`.
+def parse(data: bytes, *, what: str = "the body", suspect: bool = True) -> Any:
+    """The JSON value of `data`. Not `suspect`: `is_suspect` has cleared a text of which this is a line.
 
     Raises GatewayError `bad_json` (400) for text that is no JSON, NaN and Infinity included, and
     `invalid_event` (422) for a lone surrogate or a number that would not arrive as it was sent.
@@ -37,13 +37,16 @@ def parse(data: bytes, *, what: str = "the body") -> Any:
                 "invalid_event", f"{what} has a number that no double holds: {reason}"
             ) from None
         raise GatewayError("bad_json", f"{what} is not JSON: {reason}") from None
-    if _is_suspect(data):
+    if suspect and is_suspect(data):
         _refuse_inexact(data, what)
     return value
 
 
-def _is_suspect(data: bytes) -> bool:
-    """Whether a number may be among those that no double holds. Most often a look at the whole text tells."""
+def is_suspect(data: bytes) -> bool:
+    """Whether a number may be among those that no double holds. Most often a look at the whole text tells.
+
+    May be asked of many lines at once: up to the first that is no JSON, it clears all or none.
+    """
     classes = data.translate(_CLASSES)
     if _LONG not in classes and _EXPONENT not in classes:
         return False

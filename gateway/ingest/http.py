@@ -14,7 +14,7 @@ from gateway.errors import GatewayError
 from gateway.event import Event, make_event
 from gateway.http import Call, limit_rate
 from gateway.idempotency import Perform, Slip, idempotent, respond
-from gateway.jsontext import parse
+from gateway.jsontext import is_suspect, parse
 from gateway.log import Appended, LogUnavailableError, Reply
 
 INGEST = "http"
@@ -137,9 +137,10 @@ class _Lines:
 
     async def take(self, lines: Sequence[bytes]) -> None:
         """Raises GatewayError with the number of the line that is wrong; those before it are taken."""
+        suspect = is_suspect(b"\n".join(lines))
         for line in lines:
             self.number += 1
-            event = _parse_line(self._call, line, self.number)
+            event = _parse_line(self._call, line, self.number, suspect=suspect)
             if event is None:
                 continue
             self._group.append(event)
@@ -218,8 +219,8 @@ async def _split_lines(call: Call) -> AsyncIterator[Sequence[bytes]]:
         yield [rest]
 
 
-def _parse_line(call: Call, line: bytes, number: int) -> Event | None:
-    """The event of a line, None for a blank one. Raises GatewayError with the line's number."""
+def _parse_line(call: Call, line: bytes, number: int, *, suspect: bool = True) -> Event | None:
+    """The event of a line, None for a blank one; `suspect` as in `parse`. Raises GatewayError with the line's number."""
     intake = call.node.intake
     line = line.removesuffix(b"\r")
     if len(line) > intake.sizes.event_bytes:
@@ -232,7 +233,8 @@ def _parse_line(call: Call, line: bytes, number: int) -> Event | None:
     if not line.strip(b" \t\r"):
         return None
     try:
-        event = make_event(parse(line, what="the line"), intake.defaults, max_bytes=intake.sizes.event_bytes)
+        value = parse(line, what="the line", suspect=suspect)
+        event = make_event(value, intake.defaults, max_bytes=intake.sizes.event_bytes)
     except GatewayError as error:
         intake.count_invalid(INGEST)
         raise _at_line(error, number) from None

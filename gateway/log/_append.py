@@ -7,7 +7,6 @@ bulk: a transaction of many small appends costs little more than one large appen
 import sqlite3
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from operator import itemgetter
 from typing import Any, Final
 
 import orjson
@@ -22,7 +21,7 @@ from gateway.log import (
     Remember,
     Revocation,
 )
-from gateway.log._database import chunks, delete_keys, insert, keys_of, select_in
+from gateway.log._database import chunks, delete_keys, insert, insert_values, key_rows, keys_of, select_in
 
 REMEMBERED_SECONDS: Final = 86400
 ORDER: Final = "order."
@@ -35,6 +34,8 @@ _STANDINGS: Final = (
     "SELECT l.subject, l.behind, l.type, l.keys, l.offset, l.prev, l.accepted, coalesce(l.json, e.json)"
     " FROM latest l LEFT JOIN events e ON e.offset = l.offset WHERE l.subject IN ({})"
 )
+
+_REPLACE_LATEST: Final = "REPLACE INTO latest (offset, subject, behind, is_order, type, prev, accepted, keys)"
 
 
 class Row:
@@ -50,37 +51,7 @@ class Row:
 
     def key_rows(self) -> list[tuple[int, str, int]]:
         """Its rows of the table `keys`."""
-        offset = self.entry.offset
-        return [(number, key, offset) for number, key in orjson.loads(self.keys)]
-
-
-class Standing:
-    """The rows that `latest` has of one subject, as they were found and as they shall be."""
-
-    __slots__ = ("behind", "latest", "was_behind", "was_latest")
-
-    def __init__(self) -> None:
-        self.was_latest: Row | None = None
-        self.was_behind: Row | None = None
-        self.latest: Row | None = None
-        self.behind: Row | None = None
-
-    def found(self, row: Row, *, behind: bool) -> None:
-        if behind:
-            self.was_behind = self.behind = row
-        else:
-            self.was_latest = self.latest = row
-
-    def put(self, row: Row) -> None:
-        if row.is_order:
-            self.behind = None
-        elif self.latest is not None and self.latest.is_order:
-            self.behind = self.latest
-        self.latest = row
-
-    def order_offset(self) -> int:
-        row = self.latest if self.latest is not None and self.latest.is_order else self.behind
-        return row.entry.offset if row else 0
+        return key_rows(self.keys, self.entry.offset)
 
 
 class Transaction:
@@ -95,100 +66,133 @@ class Transaction:
         self.accepted = max(accepted, now)  # a clock that is set back never reorders the log
         self.entries: list[Entry] = []
         self._paths = paths
-        self._rows: list[tuple[Any, ...]] = []
-        self._identities: dict[tuple[str, str], int] = {}
-        self._standings: dict[str, Standing] = {}
+        self._events: list[Any] = []  # the values of the new rows of `events`, one after the other
+        self._identities: dict[tuple[str, str], int] | None = None
+        # The rows of `latest` of each subject: as they shall be, and as they were found. What is new stands at the
+        # end of `_latest`, in log order.
+        self._latest: dict[str, Row] = {}
+        self._behind: dict[str, Row] = {}
+        self._was_latest: dict[str, Row] = {}
+        self._was_behind: dict[str, Row] = {}
 
     def find(self, events: Sequence[Event], subjects: Iterable[str], *, duplicates: bool = True) -> None:
         """Looks up what the log has of these events, and of their and these subjects.
 
         Without `duplicates` all events are taken for new; `write` raises sqlite3.IntegrityError if one is not.
         """
-        for chunk in chunks(events) if duplicates else ():
+        if duplicates:
+            self._identities = self._find_identities(events)
+        wanted = {each.subject for each in events}
+        wanted.update(subjects)
+        wanted.discard(None)
+        for subject, behind, type_, keys, *entry in select_in(self.db, _STANDINGS, list(wanted)):
+            (self._behind if behind else self._latest)[subject] = Row(Entry(*entry), type_, keys)
+        self._was_latest, self._was_behind = self._latest.copy(), self._behind.copy()
+
+    def _find_identities(self, events: Sequence[Event]) -> dict[tuple[str, str], int]:
+        found = {}
+        for chunk in chunks(events):
             sql = _IDENTITIES.format(",".join(["(?,?)"] * len(chunk)))
             identities = chain.from_iterable((each.id, each.source) for each in chunk)
             for id_, source, offset in self.db.execute(sql, tuple(identities)).fetchall():
-                self._identities[id_, source] = offset
-        wanted = {each.subject for each in events if each.subject is not None}
-        wanted.update(subjects)
-        self._standings = {subject: Standing() for subject in wanted}
-        for subject, behind, type_, keys, *entry in select_in(self.db, _STANDINGS, list(wanted)):
-            self._standings[subject].found(Row(Entry(*entry), type_, keys), behind=behind)
+                found[id_, source] = offset
+        return found
 
     def append(self, events: Sequence[Event], expect: Expect | None, remember: Remember | None) -> Appended:
         """Plans an append of events that `find` has looked up. Raises before anything is planned."""
         # The key first: a request that is repeated shall hear its first answer, not that it conflicts with itself.
         if remember is not None:
             self._check_free(remember.key)
-        if expect is not None and self._standings[expect.subject].order_offset() != expect.offset:
+        if expect is not None and self._order_offset(expect.subject) != expect.offset:
             raise ConflictError(expect.subject)
         appended = self._append(events)
         if remember is not None:
             self._store(remember, appended if remember.reply.appended else None)
         return appended
 
+    def _order_offset(self, subject: str) -> int:
+        row = self._latest.get(subject)
+        if row is None or not row.is_order:
+            row = self._behind.get(subject)
+        return row.entry.offset if row else 0
+
     def _append(self, events: Sequence[Event]) -> Appended:
         before = self.head
-        top = 0
+        if self._identities is None:
+            self._place(events)
+            return Appended(len(events), 0, self.head)
+        new: list[Event] = []
+        top = 0 if events else before
         for event in events:
-            known = self._identities.setdefault((event.id, event.source), self.head + 1)
-            if known > self.head:
-                self._place(event)
+            free = before + len(new) + 1
+            known = self._identities.setdefault((event.id, event.source), free)
+            if known == free:
+                new.append(event)
             top = max(top, known)
-        accepted = self.head - before
-        return Appended(accepted, len(events) - accepted, top if events else self.head)
+        self._place(new)
+        return Appended(len(new), len(events) - len(new), top)
 
-    def _place(self, event: Event) -> None:
-        self.head += 1
-        prev, previous = 0, None
-        standing = None if event.subject is None else self._standings[event.subject]
-        if standing is not None and standing.latest is not None:
-            before = standing.latest.entry
-            prev, previous = before.offset, before.json
-        entry = Entry(self.head, prev, self.accepted, event.json, body=event.body, previous=previous)
-        if standing is not None:
-            standing.put(Row(entry, event.type))
-        self.entries.append(entry)
-        self._rows.append((self.head, prev, self.accepted, event.source, event.id, bytearray(event.json)))
+    def _place(self, events: Sequence[Event]) -> None:
+        """Plans these at the log's end. Per event it makes few objects and calls: this is the writer's hot path."""
+        latest, values, entries, accepted = self._latest, self._events, self.entries, self.accepted
+        for offset, event in enumerate(events, self.head + 1):
+            source, id_, type_, subject, body, json = event
+            prev, previous, before = 0, None, None
+            if subject in latest:
+                before = latest.pop(subject)  # its place is at the end now
+                prev, previous = before.entry.offset, before.entry.json
+            entry = Entry(offset, prev, accepted, json, body=body, previous=previous)
+            entries.append(entry)
+            values += (offset, prev, accepted, source, id_, bytearray(json))
+            if subject is not None:
+                row = latest[subject] = Row(entry, type_)
+                if row.is_order:
+                    self._behind.pop(subject, None)
+                elif before is not None and before.is_order:
+                    self._behind[subject] = before
+        self.head += len(events)
 
     def write(self) -> None:
         """Writes what was planned. Raises sqlite3.IntegrityError for a duplicate that was not looked for."""
-        insert(self.db, "INSERT INTO events", self._rows)
-        rows: list[tuple[Any, ...]] = []
+        insert_values(self.db, "INSERT INTO events", 6, self._events)
+        rows: list[Any] = []
         keys = _KeyChanges()
-        for subject, it in self._standings.items():
-            if it.was_latest is None and it.behind is None:  # a new subject, most often
-                if it.latest is not None:
-                    keys.new += self._plan(rows, subject, it.latest, behind=False)
+        for subject, row in self._latest.items():
+            was = self._was_latest.get(subject)
+            if row is was:
                 continue
-            self._drop_behind(it)
-            if it.latest is not None and not it.latest.keys:
-                self._plan(rows, subject, it.latest, behind=False)
-            if it.behind is not None and not it.behind.keys:
-                self._plan(rows, subject, it.behind, behind=True)
-            keys.add(it)
-        rows.sort(key=itemgetter(0))
-        insert(self.db, "REPLACE INTO latest", rows)  # a row that had a subject's place goes
+            self._plan(rows, subject, row, behind=0)
+            behind, was_behind = self._behind.get(subject), self._was_behind.get(subject)
+            if behind is not was_behind:
+                self._drop_behind(was_behind, behind, was)
+            if behind is not None and not behind.keys:
+                self._plan(rows, subject, behind, behind=1)
+            keys.add(was, row, was_behind, behind)
+        insert_values(self.db, _REPLACE_LATEST, 8, rows)  # a row that had a subject's place goes
         keys.write(self.db)
 
-    def _plan(
-        self, rows: list[tuple[Any, ...]], subject: str, row: Row, *, behind: bool
-    ) -> list[tuple[int, str, int]]:
-        """Adds a new row of `latest` to `rows`; returns what goes with it into `keys`."""
+    def _plan(self, rows: list[Any], subject: str, row: Row, *, behind: int) -> None:
+        """Adds the values of a new row of `latest` to `rows`."""
         entry = row.entry
-        pairs = keys_of(entry.body, self._paths)
-        row.keys = orjson.dumps(pairs)
-        stored = bytearray(row.keys)
-        offset, prev = entry.offset, entry.prev
-        rows.append((offset, subject, behind, row.is_order, row.type, prev, self.accepted, stored, None))
-        return [(number, key, offset) for number, key in pairs]
+        row.keys = orjson.dumps(keys_of(entry.body, self._paths))
+        is_order = 1 if row.is_order else 0
+        rows += (
+            entry.offset,
+            subject,
+            behind,
+            is_order,
+            row.type,
+            entry.prev,
+            entry.accepted,
+            bytearray(row.keys),
+        )
 
-    def _drop_behind(self, it: Standing) -> None:
+    def _drop_behind(self, was_behind: Row | None, behind: Row | None, was_latest: Row | None) -> None:
         """Makes the place behind the latest event right for what was found."""
-        if it.was_behind is not None and it.behind is None:
-            self.db.execute("DELETE FROM latest WHERE offset = ?", (it.was_behind.entry.offset,))
-        elif it.behind is not None and it.behind is it.was_latest:
-            self.db.execute("UPDATE latest SET behind = 1 WHERE offset = ?", (it.behind.entry.offset,))
+        if was_behind is not None and behind is None:
+            self.db.execute("DELETE FROM latest WHERE offset = ?", (was_behind.entry.offset,))
+        elif behind is not None and behind is was_latest:
+            self.db.execute("UPDATE latest SET behind = 1 WHERE offset = ?", (behind.entry.offset,))
 
     def _check_free(self, key: str) -> None:
         since = self.now - REMEMBERED_SECONDS * 1_000_000
@@ -234,30 +238,25 @@ class _KeyChanges:
     """What changes in the table `keys`."""
 
     def __init__(self) -> None:
-        self.new: list[tuple[int, str, int]] = []
+        self._new: list[Any] = []  # values of rows, one after the other
         self._gone: list[tuple[int, str, int]] = []
         self._moved: list[tuple[int, int, str, int]] = []
 
-    def add(self, it: Standing) -> None:
-        was, now = it.was_latest, it.latest
-        if was is None or now is None or was.keys != now.keys or it.behind is not it.was_behind:
-            self._add(_rows(was, it.was_behind), _rows(now, it.behind))
-        elif was is not now:  # as a rule: o-1 is still of c-1
+    def add(self, was: Row | None, now: Row, was_behind: Row | None, behind: Row | None) -> None:
+        if (
+            was is not None and was.keys == now.keys and behind is was_behind
+        ):  # as a rule: o-1 is still of c-1
             self._moved.extend((now.entry.offset, *row) for row in was.key_rows())
-
-    def _add(self, before: list[Row], after: list[Row]) -> None:
-        for row in before:
-            if row not in after:
-                self._gone.extend(row.key_rows())
-        for row in after:
-            if row not in before:
-                self.new.extend(row.key_rows())
+            return
+        for row in (was, was_behind):
+            if row is not None and row is not behind:
+                self._gone += row.key_rows()
+        for row in (now, behind):
+            if row is not None and row is not was and row is not was_behind:
+                for values in row.key_rows():
+                    self._new += values
 
     def write(self, db: sqlite3.Connection) -> None:
         delete_keys(db, self._gone)
         db.executemany("UPDATE keys SET offset = ? WHERE path = ? AND key = ? AND offset = ?", self._moved)
-        insert(db, "INSERT INTO keys", self.new)
-
-
-def _rows(*rows: Row | None) -> list[Row]:
-    return [row for row in rows if row is not None]
+        insert_values(db, "INSERT INTO keys", 3, self._new)

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final
@@ -119,6 +120,9 @@ class Pool:
             self._take().close()
 
 
+_ROWS: Final = (256, 32, 4, 1)  # that one statement writes or looks up
+
+
 def chunks(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
     """The rows in pieces of few sizes, so that the statements made for these sizes stay prepared.
 
@@ -126,21 +130,35 @@ def chunks(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
     event loop may take 5 ms.
     """
     start = 0
-    for size in (64, 8, 1):
+    for size in _ROWS:
         while len(rows) - start >= size:
             yield rows[start : start + size]
             start += size
 
 
 def insert(db: sqlite3.Connection, into: str, rows: Sequence[Sequence[Any]]) -> None:
-    """Runs `into` ("INSERT INTO table") for all the rows.
+    """Runs `into` ("INSERT INTO table") for all the rows."""
+    if rows:
+        insert_values(db, into, len(rows[0]), list(chain.from_iterable(rows)))
 
-    Blobs are best given as bytearrays: sqlite3 looks for an adapter of each `bytes`, which costs a microsecond.
+
+def insert_values(db: sqlite3.Connection, into: str, width: int, values: Sequence[Any]) -> None:
+    """The same for rows of so many columns whose values follow each other in one list.
+
+    sqlite3 looks for an adapter of all that is not exactly an int, a float, a str or a bytearray, which costs half a
+    microsecond each time: a bool is best given as an int, `bytes` as a bytearray, and None as a column left out.
     """
-    for chunk in chunks(rows):
-        row = "(" + ",".join("?" * len(chunk[0])) + ")"
-        sql = f"{into} VALUES {','.join([row] * len(chunk))}"
-        db.execute(sql, tuple(chain.from_iterable(chunk)))
+    start = 0
+    for rows in _ROWS:
+        while len(values) - start >= rows * width:
+            db.execute(_insert(into, width, rows), values[start : start + rows * width])
+            start += rows * width
+
+
+@lru_cache(maxsize=64)
+def _insert(into: str, width: int, rows: int) -> str:
+    row = "(" + ",".join("?" * width) + ")"
+    return f"{into} VALUES {','.join([row] * rows)}"
 
 
 def select_in(db: sqlite3.Connection, sql: str, values: Sequence[Any]) -> Iterator[Any]:
