@@ -8,6 +8,7 @@ import ssl
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+import hiredis
 import redis.asyncio as aioredis
 from redis import exceptions
 from redis.asyncio.retry import Retry
@@ -23,6 +24,13 @@ MIN_VERSION: Final = (7, 0)
 
 class RedisRefusedError(Exception):
     """The Redis cannot be used as it is, and no repetition mends that. The message says why, in one line."""
+
+
+class PackingConnection(aioredis.Connection):
+    """A connection whose commands are packed by hiredis: redis-py's own way takes a third of an ingest's CPU."""
+
+    def pack_command(self, *args: Any) -> list[bytes]:
+        return [hiredis.pack_command(args)]
 
 
 class RedisClients:
@@ -42,6 +50,7 @@ class RedisClients:
         client: aioredis.Redis = aioredis.Redis.from_url(
             self._url,
             protocol=2,
+            connection_class=PackingConnection,
             socket_timeout=seconds,
             socket_connect_timeout=CONNECT_SECONDS,
             retry=Retry(backoff, retries, (ConnectionError, exceptions.ConnectionError)),

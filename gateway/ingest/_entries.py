@@ -3,6 +3,7 @@
 import base64
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -21,6 +22,7 @@ _FIELDS: Final = {b"type": "type", b"subject": "subject", b"data": "data", b"id"
 Entry = tuple[str, Sequence[bytes]]  # its id, and its fields and values by turns
 
 
+@lru_cache(maxsize=256)
 def source_of(stream: str) -> str:
     return f"/redis/{quote(stream, safe='/:@!$&()*+,;=')}"
 
