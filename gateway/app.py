@@ -22,8 +22,7 @@ from gateway.guard import Guard
 from gateway.http import Endpoint, Handler, problem_response
 from gateway.hub import Hub
 from gateway.ingest import http as http_ingest
-from gateway.ingest import orders, streams
-from gateway.ingest.streams import StreamIngest
+from gateway.ingest import orders, pubsub, streams
 from gateway.intake import Intake, Sizes
 from gateway.lane import Flusher
 from gateway.limits import Rates
@@ -98,15 +97,17 @@ async def open_node(settings: Settings, ingest_redis: RedisClients | None = None
         publish_rates=Rates(settings.publish_rate) if settings.publish_rate else None,
         ingests=_ingests(settings, ingest_redis, log, intake) if ingest_redis else (),
         idempotent_keys=set(),
-        redrives={streams.KIND: streams.read_again},
+        redrives={pubsub.KIND: pubsub.read_again, streams.KIND: streams.read_again},
     )
 
 
 def _ingests(settings: Settings, redis: RedisClients, log: Log, intake: Intake) -> list[Ingest]:
     ingests: list[Ingest] = []
+    if settings.pubsub:
+        ingests.append(pubsub.PubSub(redis, settings.pubsub, log, intake))
     if settings.streams:
         consumer = f"{socket.gethostname()}-{settings.port}"
-        ingests.append(StreamIngest(redis, settings.streams, consumer, log, intake))
+        ingests.append(streams.StreamIngest(redis, settings.streams, consumer, log, intake))
     return ingests
 
 

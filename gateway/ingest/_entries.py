@@ -3,14 +3,13 @@
 import base64
 import hashlib
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, Final
-from urllib.parse import quote
 
 import orjson
 
 from gateway.errors import GatewayError, Problem, pointer
 from gateway.event import Defaults, Event, make_event
+from gateway.ingest.messages import source_of
 from gateway.intake import Intake
 from gateway.jsontext import parse
 from gateway.log import DeadLetter
@@ -20,11 +19,6 @@ _EVENT: Final = b"event"
 _FIELDS: Final = {b"type": "type", b"subject": "subject", b"data": "data", b"id": "id"}
 
 Entry = tuple[str, Sequence[bytes]]  # its id, and its fields and values by turns
-
-
-@lru_cache(maxsize=256)
-def source_of(stream: str) -> str:
-    return f"/redis/{quote(stream, safe='/:@!$&()*+,;=')}"
 
 
 def event_of(intake: Intake, stream: str, entry: Entry) -> Event:

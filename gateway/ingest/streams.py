@@ -50,7 +50,18 @@ class StreamIngest:
         for command in RAW_COMMANDS:
             for client in (clients.writes, clients.blocking):
                 client.set_response_callback(command, raw)
-        self._streams = [_Stream(clients, name, consumer, log, intake, now, self._held) for name in names]
+        self._streams = [
+            _Stream(
+                name,
+                ConsumerGroup(clients, name, consumer),
+                log,
+                intake,
+                clients=clients,
+                now=now,
+                held=self._held,
+            )
+            for name in names
+        ]
 
     def _held(self) -> int:
         """How many streams this node reads."""
@@ -76,11 +87,12 @@ class _Stream:
 
     def __init__(
         self,
-        clients: RedisClients,
         name: str,
-        consumer: str,
+        group: ConsumerGroup,
         log: Log,
         intake: Intake,
+        *,
+        clients: RedisClients,
         now: Callable[[], float],
         held: Callable[[], int],
     ) -> None:
@@ -88,7 +100,7 @@ class _Stream:
         self.fence: Fence | None = None
         self.fault: str | None = None
         self._clients = clients
-        self._group = ConsumerGroup(clients, name, consumer)
+        self._group = group
         self._log = log
         self._intake = intake
         self._now = now
