@@ -5,6 +5,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 
 from starlette.responses import Response
 from starlette.routing import Route, Router
@@ -38,6 +39,8 @@ from gateway.tickets import Tickets
 from gateway.transports.events import get_events
 from gateway.transports.sse import beat as beat_sse
 from gateway.transports.websocket import websocket
+from gateway.worker_metrics import WorkerMetrics
+from gateway.workers import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +60,7 @@ def make_log(settings: Settings, stats: LogStats | None = None) -> Log:
     return SqliteLog(place or None, retention=retention, index=settings.index, stats=stats)
 
 
-async def open_node(settings: Settings) -> Node:
+async def open_node(settings: Settings, worker: Worker | None = None) -> Node:
     """Opens the log and builds everything around it. Raises LogCorruptError or LogUnavailableError."""
     metrics = Metrics()
     stats = LogStats(observe_append=metrics.append.observe)
@@ -95,6 +98,7 @@ async def open_node(settings: Settings) -> Node:
         publish_rates=Rates(settings.publish_rate) if settings.publish_rate else None,
         idempotent_keys=set(),
         redrives={},
+        workers=WorkerMetrics(worker.directory, worker.number) if worker else None,
     )
 
 
@@ -170,11 +174,12 @@ class Application:
 class Gateway:
     """The whole gateway as one ASGI application, opened and closed by the server's lifespan messages.
 
-    `node` is there between the two.
+    `node` is there between the two. `worker` is its place where it is one of several processes.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, worker: Worker | None = None) -> None:
         self.settings = settings
+        self._worker = worker
         self.node: Node | None = None
         self._app: ProxyHeaders | None = None
 
@@ -200,7 +205,7 @@ class Gateway:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Node]:
         """Open while it lasts. Raises LogCorruptError or LogUnavailableError."""
-        node = self.node = await open_node(self.settings)
+        node = self.node = await open_node(self.settings, self._worker)
         guarded = Guard(Application(node), self.settings, node.origins)
         self._app = ProxyHeaders(guarded, list(self.settings.trusted_proxies))  # type: ignore[arg-type]  # uvicorn's ASGI types are its own
         tasks = [
@@ -212,10 +217,18 @@ class Gateway:
             )
         ]
         try:
-            yield node
+            async with _answering_workers(node):
+                yield node
         finally:
             await end(*tasks)
             await node.log.close()
+
+
+def _answering_workers(node: Node) -> AbstractAsyncContextManager[None]:
+    """The other workers of this machine can ask for this one's metrics."""
+    if node.workers is None:
+        return contextlib.nullcontext()
+    return node.workers.serving(lambda: operations.exposition(node))
 
 
 async def _supervised(name: str, work: Callable[[], Awaitable[None]]) -> None:

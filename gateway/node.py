@@ -17,6 +17,7 @@ from gateway.metrics import Metrics
 from gateway.origins import Origins
 from gateway.settings import Settings
 from gateway.tickets import Tickets
+from gateway.worker_metrics import WorkerMetrics
 
 # Reads a dead letter again: the same letter gives events of the same ids, however often. Raises GatewayError where
 # it still is no event.
@@ -42,3 +43,4 @@ class Node:
     publish_rates: Rates | None
     idempotent_keys: set[str]  # of requests that are running now
     redrives: Mapping[str, Redrive]  # by the kind of dead letter
+    workers: WorkerMetrics | None  # None where this process is the only one

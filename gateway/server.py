@@ -134,7 +134,7 @@ async def _serve(settings: Settings) -> int:
 
 async def _serve_as(worker: Worker, settings: Settings) -> int:
     """Listens when it can serve and no sooner: the kernel deals connections out to whoever listens."""
-    gateway = Gateway(settings)
+    gateway = Gateway(settings, worker)
     with contextlib.closing(Supervisor(worker)) as supervisor:
         async with gateway.running() as node:
             server = Server(make_config(gateway, settings), node)

@@ -18,7 +18,7 @@ LAYERS = (
     ("event", "settings"),
     ("filters", "cursor", "logs"),
     ("principal", "listeners"),
-    ("log", "tickets", "metrics", "workers"),
+    ("log", "tickets", "metrics", "workers", "worker_metrics"),
     ("auth", "wire", "tail", "index", "since", "intake"),
     ("lane",),
     ("hub",),
