@@ -4,14 +4,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 
 from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
-from gateway import access, dead_letters, operations
+from gateway import access, connections_api, dead_letters, operations
 from gateway.auth import Authenticator, Revocations, Verifier
 from gateway.connection import Streams
 from gateway.connections import Connections, Heartbeat, Limits
@@ -25,15 +25,18 @@ from gateway.ingest import http as http_ingest
 from gateway.ingest import orders
 from gateway.intake import Intake, Sizes
 from gateway.lane import Flusher
-from gateway.limits import Rates
+from gateway.limits import RateLimit, Rates
 from gateway.log import Log, LogStats, LogUnavailableError, Retention
 from gateway.log.redis import RedisLog
 from gateway.log.sqlite import SqliteLog
 from gateway.metrics import Metrics
+from gateway.neighbours import Neighbours
 from gateway.node import Node
 from gateway.origins import Origins, ProxyHeaders
+from gateway.peers import LocalPeers, node_id
 from gateway.redis_clients import RedisClients
 from gateway.settings import Settings
+from gateway.shared_limits import SharedLimits, SharedRates
 from gateway.tasks import end
 from gateway.tickets import Tickets
 from gateway.transports.events import get_events
@@ -43,6 +46,8 @@ from gateway.worker_metrics import WorkerMetrics
 from gateway.workers import Worker
 
 logger = logging.getLogger(__name__)
+
+Work = Callable[[], Awaitable[None]]
 
 _LAG_INTERVAL = 1.0  # seconds between two looks at how late the loop is
 
@@ -76,18 +81,22 @@ async def open_node(settings: Settings, worker: Worker | None = None) -> Node:
     await log.open(hub.publish, lambda: hub.reset(log.epoch, log.head), wants_previous=hub.wants_previous)
     hub.begin(log.epoch, log.head)
     revocations = Revocations(await log.revocations())
+    id_ = node_id()
+    neighbours = Neighbours(RedisClients(settings.store), id_) if settings.has_redis_store else None
+    shared = neighbours.limits if neighbours and settings.has_keys else None
     tickets = Tickets(log.secret)
     verifier = _verifier(settings)
     limits = Limits(settings.max_connections, settings.max_connections_per_token)
     sizes = Sizes(settings.max_event_bytes, settings.max_batch_events, settings.max_batch_bytes)
     return Node(
+        id=id_,
         settings=settings,
         metrics=metrics,
         log=log,
         hub=hub,
         cursors=cursors,
         streams=Streams(log, hub, cursors, frozenset(settings.index) | {"subject", "type"}, metrics),
-        connections=Connections(limits, metrics),
+        connections=Connections(limits, metrics, shared=shared, revoked=revocations.revoked),
         websocket_beat=Heartbeat(settings.peer_timeout / 3, lambda connection: connection.beat()),
         sse_beat=Heartbeat(settings.peer_timeout / 4, beat_sse),
         intake=Intake(log, metrics, sizes, Defaults()),
@@ -95,11 +104,19 @@ async def open_node(settings: Settings, worker: Worker | None = None) -> Node:
         revocations=revocations,
         tickets=tickets,
         authenticator=Authenticator(verifier, revocations, tickets, log.use_once),
-        publish_rates=Rates(settings.publish_rate) if settings.publish_rate else None,
+        publish_rates=_publish_rates(settings, shared),
+        peers=neighbours.peers if neighbours else LocalPeers(),
+        neighbours=neighbours,
         idempotent_keys=set(),
         redrives={},
         workers=WorkerMetrics(worker.directory, worker.number) if worker else None,
     )
+
+
+def _publish_rates(settings: Settings, shared: SharedLimits | None) -> RateLimit | None:
+    if settings.publish_rate is None:
+        return None
+    return SharedRates(shared, settings.publish_rate) if shared else Rates(settings.publish_rate)
 
 
 def _verifier(settings: Settings) -> Verifier | None:
@@ -113,6 +130,7 @@ def _router(node: Node) -> Router:
     def path(template: str, *, public: bool = False, **handlers: Handler) -> Route:
         return Route(template, Endpoint(node, handlers, public=public))
 
+    ops = bool(node.settings.ops_port)  # a port of its own, which is for the inside
     return Router(
         [
             path("/orders", POST=orders.create, GET=orders.index),
@@ -120,6 +138,8 @@ def _router(node: Node) -> Router:
             path("/orders/{order_id}/status", PATCH=orders.update),
             path("/tickets", POST=access.create_ticket),
             path("/revocations", POST=access.create_revocation),
+            path("/connections", public=ops, GET=connections_api.index),
+            path("/connections/{connection_id}", public=ops, DELETE=connections_api.delete),
             path("/connections/{connection_id}/token", POST=access.renew_token),
             path("/dead-letters", GET=dead_letters.index),
             path("/dead-letters/redrive", POST=dead_letters.redrive_all),
@@ -128,7 +148,7 @@ def _router(node: Node) -> Router:
             path("/ws", public=True, GET=_upgrade_required),
             path("/livez", public=True, GET=operations.livez),
             path("/readyz", public=True, GET=operations.readyz),
-            path("/metrics", public=bool(node.settings.ops_port), GET=operations.metrics),
+            path("/metrics", public=ops, GET=operations.metrics),
             path("/", public=True, GET=operations.board),
             path("/static/{name:path}", public=True, GET=operations.static),
         ],
@@ -208,20 +228,45 @@ class Gateway:
         node = self.node = await open_node(self.settings, self._worker)
         guarded = Guard(Application(node), self.settings, node.origins)
         self._app = ProxyHeaders(guarded, list(self.settings.trusted_proxies))  # type: ignore[arg-type]  # uvicorn's ASGI types are its own
-        tasks = [
-            asyncio.create_task(_supervised(name, work))
-            for name, work in (
-                ("websocket heartbeat", node.websocket_beat.run),
-                ("sse heartbeat", node.sse_beat.run),
-                ("loop watch", lambda: _watch_loop(node.metrics)),
-            )
-        ]
+        tasks = [asyncio.create_task(_supervised(name, work)) for name, work in _works(node)]
         try:
-            async with _answering_workers(node):
+            async with _with_neighbours(node), _answering_workers(node):
                 yield node
         finally:
             await end(*tasks)
             await node.log.close()
+
+
+def _works(node: Node) -> Iterator[tuple[str, Work]]:
+    """What runs in the background as long as the node is open, by name."""
+    yield "websocket heartbeat", node.websocket_beat.run
+    yield "sse heartbeat", node.sse_beat.run
+    yield "loop watch", lambda: _watch_loop(node.metrics)
+
+
+@contextlib.asynccontextmanager
+async def _with_neighbours(node: Node) -> AsyncIterator[None]:
+    """The other nodes count on this one while it lasts. Raises LogUnavailableError."""
+    access.serve_peers(node)
+    connections_api.serve_peers(node)
+    neighbours = node.neighbours
+    if neighbours is None:
+        yield
+        return
+    tasks: list[asyncio.Task[None]] = []
+    try:
+        await neighbours.open()
+        works: list[tuple[str, Work]] = [
+            ("bus", neighbours.peers.follow),
+            ("node heartbeat", neighbours.peers.beat),
+            ("limits of all nodes", neighbours.limits.run),
+            ("revocations", lambda: access.follow_revocations(node, neighbours.missed)),
+        ]
+        tasks += [asyncio.create_task(_supervised(name, work)) for name, work in works]
+        yield
+    finally:
+        await end(*tasks)
+        await neighbours.close()
 
 
 def _answering_workers(node: Node) -> AbstractAsyncContextManager[None]:
@@ -231,7 +276,7 @@ def _answering_workers(node: Node) -> AbstractAsyncContextManager[None]:
     return node.workers.serving(lambda: operations.exposition(node))
 
 
-async def _supervised(name: str, work: Callable[[], Awaitable[None]]) -> None:
+async def _supervised(name: str, work: Work) -> None:
     """Runs a background task for ever: one that fails says so and starts again."""
     while True:
         try:

@@ -11,10 +11,12 @@ from gateway.cursor import Cursors
 from gateway.event import Event
 from gateway.hub import Hub
 from gateway.intake import Intake
-from gateway.limits import Rates
+from gateway.limits import RateLimit
 from gateway.log import DeadLetter, Log
 from gateway.metrics import Metrics
+from gateway.neighbours import Neighbours
 from gateway.origins import Origins
+from gateway.peers import Peers
 from gateway.settings import Settings
 from gateway.tickets import Tickets
 from gateway.worker_metrics import WorkerMetrics
@@ -26,6 +28,7 @@ Redrive: TypeAlias = Callable[[Intake, DeadLetter], list[Event]]
 
 @dataclass(frozen=True, slots=True)
 class Node:
+    id: str  # another one for each process
     settings: Settings
     metrics: Metrics
     log: Log
@@ -40,7 +43,9 @@ class Node:
     revocations: Revocations
     tickets: Tickets
     authenticator: Authenticator
-    publish_rates: Rates | None
+    publish_rates: RateLimit | None
+    peers: Peers
+    neighbours: Neighbours | None  # None where the log is this node's alone
     idempotent_keys: set[str]  # of requests that are running now
     redrives: Mapping[str, Redrive]  # by the kind of dead letter
     workers: WorkerMetrics | None  # None where this process is the only one
