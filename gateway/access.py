@@ -82,8 +82,9 @@ async def _prepare_renewal(call: Call, body: bytes) -> Perform:
 
     async def perform(_slip: Slip) -> Reply:
         claims = None if call.principal.open else dict(call.principal.claims)
-        answers = await call.node.peers.ask(_RENEW, [call.param("connection_id"), claims])
-        outcome = next((each for each in answers.given if each is not None), None)
+        question = [call.param("connection_id"), claims]
+        answers = await call.node.peers.ask(_RENEW, question, enough=bool)
+        outcome = next(filter(None, answers.given), None)
         if outcome is None:
             raise absent("you have no such connection", answers)
         if outcome["code"] is not None:

@@ -35,7 +35,7 @@ async def index(call: Call) -> Response:
 async def delete(call: Call) -> Response:
     """Ends a stream, for good: its client is told not to come back by itself."""
     _authorize(call)
-    answers = await call.node.peers.ask(_END, call.param("connection_id"))
+    answers = await call.node.peers.ask(_END, call.param("connection_id"), enough=bool)
     if not any(answers.given):
         raise absent("there is no such connection", answers)
     return Response(status_code=204)

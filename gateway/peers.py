@@ -31,6 +31,7 @@ BUS_LENGTH: Final = 10_000
 _ANSWER: Final = "{gateway}:answer:"
 _ANSWER_KEPT: Final = 10  # seconds; the asker is long gone then
 _PAGE: Final = 100
+_AT_ONCE: Final = 32  # questions on their way, each of which holds a connection to Redis
 _AGAIN: Final = (0.1, 2.0)  # seconds until the bus is tried again, at least and at most
 
 _BEAT: Final = """
@@ -63,6 +64,13 @@ class Answers:
     missing: tuple[str, ...] = ()
 
 
+Enough = Callable[[Json], bool]
+
+
+def never(_answer: Json) -> bool:
+    return False
+
+
 class Peers(Protocol):
     """All nodes on one log, this one included. What goes between them are JSON values."""
 
@@ -78,10 +86,13 @@ class Peers(Protocol):
         Where they cannot be reached, that is logged. Raises what this node's own handler raises.
         """
 
-    async def ask(self, kind: str, payload: Json, wait: float = ANSWER_SECONDS) -> Answers:
+    async def ask(
+        self, kind: str, payload: Json, wait: float = ANSWER_SECONDS, *, enough: Enough = never
+    ) -> Answers:
         """Gives the message to all nodes and gathers what they answer within `wait` seconds.
 
-        Raises what this node's own handler raises. Where the others cannot be reached, `missing` names why.
+        One answer that is `enough` ends the waiting; where this node's own is, the others are not asked. Where they
+        cannot be reached, `missing` names the Redis. Raises what this node's own handler raises.
         """
 
 
@@ -97,13 +108,39 @@ class LocalPeers:
     async def tell(self, kind: str, payload: Json) -> None:
         self._take(kind, payload)
 
-    async def ask(self, kind: str, payload: Json, wait: float = ANSWER_SECONDS) -> Answers:  # noqa: ARG002 - there is nobody to wait for
+    async def ask(
+        self,
+        kind: str,
+        payload: Json,
+        wait: float = ANSWER_SECONDS,  # noqa: ARG002 - there is nobody to wait for
+        *,
+        enough: Enough = never,  # noqa: ARG002 - as above
+    ) -> Answers:
         return Answers((self._take(kind, payload),))
 
     def _take(self, kind: str, payload: Json) -> Json:
         """What this node answers; None to what it does not know, as nodes of other versions may send."""
         handler = self._handlers.get(kind)
         return None if handler is None else handler(payload)
+
+
+@dataclass(slots=True)
+class _Question:
+    """What is asked, and how far it has been answered: by whom, and by whom it is to be."""
+
+    kind: str
+    payload: Json
+    given: dict[str, Json]
+    expected: set[str]
+    enough: Enough
+
+    @property
+    def answered(self) -> bool:
+        return self.expected <= self.given.keys() or any(map(self.enough, self.given.values()))
+
+    @property
+    def answers(self) -> Answers:
+        return Answers(tuple(self.given.values()), tuple(sorted(self.expected - self.given.keys())))
 
 
 class RedisPeers(LocalPeers):
@@ -118,6 +155,7 @@ class RedisPeers(LocalPeers):
         self._node = node
         self._on_gap = on_gap
         self._place = "0-0"
+        self._turns = asyncio.Semaphore(_AT_ONCE)
 
     async def open(self) -> None:
         """From now on the node is one of those that are asked. Raises what redis-py raises."""
@@ -140,30 +178,33 @@ class RedisPeers(LocalPeers):
         except UNREACHABLE as error:
             logger.warning("the other nodes could not be told (%s): %s", kind, self._clients.explain(error))
 
-    async def ask(self, kind: str, payload: Json, wait: float = ANSWER_SECONDS) -> Answers:
-        given: dict[str, Json] = {self._node: self._take(kind, payload)}
-        expected: set[str] = {self._clients.name}
+    async def ask(
+        self, kind: str, payload: Json, wait: float = ANSWER_SECONDS, *, enough: Enough = never
+    ) -> Answers:
+        own = self._take(kind, payload)
+        if enough(own):
+            return Answers((own,))
+        question = _Question(kind, payload, {self._node: own}, {self._clients.name}, enough)
         try:
-            async with asyncio.timeout(wait + 0.5):  # a server that hangs does not keep its own deadlines
-                expected = await self.alive() - {self._node}
-                if expected:
-                    await self._gather(kind, payload, wait, expected, given)
+            # A server that hangs does not keep its own deadlines.
+            async with asyncio.timeout(wait + 0.5), self._turns:
+                question.expected = await self.alive()
+                await self._gather(question, asyncio.get_running_loop().time() + wait)
         except UNREACHABLE as error:
             logger.warning("the other nodes could not be asked (%s): %s", kind, self._clients.explain(error))
-        return Answers(tuple(given.values()), tuple(sorted(expected - given.keys())))
+        return question.answers
 
-    async def _gather(
-        self, kind: str, payload: Json, wait: float, expected: set[str], given: dict[str, Json]
-    ) -> None:
+    async def _gather(self, question: "_Question", deadline: float) -> None:
+        if question.answered:
+            return
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + wait
         ask = secrets.token_hex(16)
-        await self._send(kind, payload, ask)
-        while not expected <= given.keys() and (left := deadline - loop.time()) > 0:
+        await self._send(question.kind, question.payload, ask)
+        while not question.answered and (left := deadline - loop.time()) > 0:
             popped = await self._clients.blocking.blpop([_ANSWER + ask], timeout=max(left, 0.01))
             if popped is not None:
                 node, answer = orjson.loads(popped[1])
-                given.setdefault(node, answer)
+                question.given.setdefault(node, answer)
 
     async def alive(self) -> set[str]:
         """The nodes that have been heard of lately. Raises what redis-py raises."""

@@ -173,7 +173,7 @@ async def test_it_is_for_admins(app: InProcess) -> None:
 
 async def test_with_a_port_of_its_own_it_needs_no_token() -> None:
     """There alone; renewing a token stays where clients are."""
-    async with in_process(jwt_secret=SECRET, ops_port=8000) as app:
+    async with in_process(jwt_secret=SECRET, port=9000, ops_port=8000) as app:
         assert (await app.http.get("/connections")).status_code == 200
         assert (await app.http.delete("/connections/none")).status_code == 404
         assert (await app.http.post("/connections/none/token")).status_code == 404

@@ -55,6 +55,26 @@ async def test_all_nodes_are_asked(redis_server: RedisServer) -> None:
         assert answers.missing == ()
 
 
+async def test_one_answer_may_be_enough(redis_server: RedisServer) -> None:
+    """Then nobody waits for the others, and where the asker's own is, they are not even asked."""
+    async with peer_nodes(redis_server.url, "a", "b") as (a, b):
+        redis_server.call("ZADD", NODES, 1e11, "stuck")
+        answers = await a.peers.ask("who", 1, wait=60, enough=lambda answer: answer[0] == "b")
+        assert [name for name, _ in answers.given] == ["a", "b"]
+        assert answers.missing == ("stuck",)
+        length = redis_server.call("XLEN", BUS)
+        assert (await b.peers.ask("who", 1, wait=60, enough=bool)).given == (["b", 1],)
+        assert redis_server.call("XLEN", BUS) == length
+        redis_server.call("ZREM", NODES, "stuck")
+
+
+async def test_many_questions_take_turns(redis_server: RedisServer) -> None:
+    """All of them are answered."""
+    async with peer_nodes(redis_server.url, "a", "b") as (a, _):
+        found = await asyncio.gather(*(a.peers.ask("who", number, wait=30) for number in range(300)))
+        assert [each.given for each in found] == [(["a", n], ["b", n]) for n in range(300)]
+
+
 async def test_who_is_new_is_not_told_what_was_before(redis_server: RedisServer) -> None:
     """And who has left is not waited for."""
     async with peer_nodes(redis_server.url, "a", "b") as (a, b):
