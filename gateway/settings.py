@@ -297,19 +297,6 @@ def _text(value: object) -> str:
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
-def environment(settings: Settings) -> dict[str, str]:
-    """The variables from which another process reads these same settings, secrets included."""
-    values = {env_name(name): getattr(settings, name) for name in Settings.model_fields}
-    return {name: _exact(value) for name, value in values.items() if value is not None}
-
-
-def _exact(value: object) -> str:
-    if isinstance(value, SecretStr):
-        return value.get_secret_value()
-    # As a time is read: without an exponent.
-    return f"{value:.9f}" if isinstance(value, float) else _text(value)
-
-
 def effective(settings: Settings) -> list[tuple[str, str]]:
     """Each setting's variable and its value in force; of secrets only whether they are set."""
     return [

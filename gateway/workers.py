@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Final
 
 import orjson
+from pydantic import SecretStr
 
 from gateway import __version__
 from gateway.listeners import hold, url_of
 from gateway.logs import redact
-from gateway.settings import PREFIX, Settings, environment
+from gateway.settings import PREFIX, Settings, env_name
 
 logger = logging.getLogger(__name__)
 
@@ -288,3 +289,21 @@ def _environ(settings: Settings) -> dict[str, str]:
     """This process's environment with the settings in force, wherever they came from."""
     others = {name: value for name, value in os.environ.items() if not name.upper().startswith(PREFIX)}
     return {**others, **environment(settings)}
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The variables from which another process reads these same settings, secrets included."""
+    values = {env_name(name): getattr(settings, name) for name in Settings.model_fields}
+    return {name: _exact(value) for name, value in values.items() if value is not None}
+
+
+def _exact(value: object) -> str:
+    match value:
+        case SecretStr():
+            return value.get_secret_value()
+        case tuple():
+            return ",".join(value)
+        case float():
+            return f"{value:.9f}"  # as a time is read: without an exponent
+        case _:
+            return str(value)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from gateway.listeners import hold, listen
-from gateway.settings import Settings, environment, load
-from gateway.workers import Worker, Workers
+from gateway.settings import Settings, load
+from gateway.workers import Worker, Workers, environment
 from tests.support.workers import SupervisedProgram, supervised
 
 
