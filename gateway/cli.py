@@ -28,6 +28,7 @@ from gateway.settings import (
     unknown_names,
     warnings,
 )
+from gateway.workers import Worker, supervise
 
 logger = logging.getLogger("gateway")
 
@@ -115,12 +116,16 @@ def _warnings(settings: Settings) -> list[str]:
 
 def _serve(settings: Settings) -> int:
     """Serves until SIGTERM or SIGINT, then drains."""
+    logs.configure(settings.log_format)
+    worker = Worker.of(os.environ)
+    if worker is None:
+        for line in _warnings(settings):
+            logger.warning(line)
+        if settings.workers > 1:
+            return supervise(settings)
     from gateway.server import run  # noqa: PLC0415 - the other commands need no server
 
-    logs.configure(settings.log_format)
-    for line in _warnings(settings):
-        logger.warning(line)
-    return run(settings)
+    return run(settings, worker)
 
 
 def _check(settings: Settings) -> int:

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gateway.cursor import Cursors
@@ -26,6 +27,14 @@ logger = logging.getLogger(__name__)
 RETRY_STORE = 1.0  # seconds until a read is tried again after the store did not answer
 
 
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Bytes: `sent` that the peer has acknowledged (None where nobody counts), `buffered` that wait in this process."""
+
+    sent: int | None
+    buffered: int
+
+
 class Socket(Protocol):
     """The way to one client, below any transport. All calls are from the loop's thread."""
 
@@ -36,6 +45,10 @@ class Socket(Protocol):
     @property
     def paused(self) -> bool:
         """Whether more is buffered than the high-water mark: write nothing more than you must."""
+
+    @property
+    def traffic(self) -> "Traffic":
+        """What has gone to the client, as far as that is known."""
 
     def watch(self, connection: "Connection") -> None:
         """From now on `connection.fall_behind()` is called whenever the socket becomes paused."""
@@ -69,6 +82,11 @@ class Subscription:
     def scattered(self) -> None:
         self.connection.follow_from_here(self, "reset")
 
+    @property
+    def position(self) -> int:
+        """Everything up to here has been told, or does not concern it."""
+        return self.reader.offset if self.reader else self.lane.position_of(self)
+
     def broken(self, error: Exception) -> None:
         """The flush could not write to this client."""
         logger.warning("connection %s: write failed: %r", self.connection.id, error)
@@ -97,6 +115,7 @@ class Connection:
         "closed",
         "code",
         "id",
+        "opened",
         "principal",
         "shared",
         "socket",
@@ -109,6 +128,7 @@ class Connection:
         self.principal = principal
         self.code = 0  # the close code, once one is known
         self.id = secrets.token_hex(16)
+        self.opened = 0.0  # when it was admitted, in seconds since 1970
         self.shared = shared
         self.socket = socket
         self.wire = wire
@@ -282,13 +302,8 @@ class Connection:
     @property
     def position(self) -> int:
         """Everything up to here has been told, or concerns none of the subscriptions."""
-        return min(
-            (
-                each.reader.offset if each.reader else each.lane.position_of(each)
-                for each in self.subscriptions.values()
-            ),
-            default=self.shared.hub.position,
-        )
+        positions = (each.position for each in self.subscriptions.values())
+        return min(positions, default=self.shared.hub.position)
 
     @property
     def settled(self) -> bool:

@@ -206,12 +206,12 @@ class Endpoint:
         return await handler(Call(self._node, request, principal))
 
 
-def limit_rate(call: Call) -> None:
+async def limit_rate(call: Call) -> None:
     """Raises `rate_limited` where the caller publishes too often."""
     rates = call.node.publish_rates
     if rates is None or call.principal.open:
         return
-    wait = rates.take(caller_key(call.principal))
+    wait = await rates.take(caller_key(call.principal))
     if wait:
         raise GatewayError(
             "rate_limited", "this token publishes too often", headers={"Retry-After": str(math.ceil(wait))}

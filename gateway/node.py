@@ -11,12 +11,15 @@ from gateway.cursor import Cursors
 from gateway.event import Event
 from gateway.hub import Hub
 from gateway.intake import Intake
-from gateway.limits import Rates
+from gateway.limits import RateLimit
 from gateway.log import DeadLetter, Log
 from gateway.metrics import Metrics
+from gateway.neighbours import Neighbours
 from gateway.origins import Origins
+from gateway.peers import Peers
 from gateway.settings import Settings
 from gateway.tickets import Tickets
+from gateway.worker_metrics import WorkerMetrics
 
 # Reads a dead letter again: the same letter gives events of the same ids, however often. Raises GatewayError where
 # it still is no event.
@@ -41,6 +44,7 @@ class Ingest(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Node:
+    id: str  # another one for each process
     settings: Settings
     metrics: Metrics
     log: Log
@@ -55,7 +59,10 @@ class Node:
     revocations: Revocations
     tickets: Tickets
     authenticator: Authenticator
-    publish_rates: Rates | None
+    publish_rates: RateLimit | None
     ingests: Sequence[Ingest]
+    peers: Peers
+    neighbours: Neighbours | None  # None where the log is this node's alone
     idempotent_keys: set[str]  # of requests that are running now
     redrives: Mapping[str, Redrive]  # by the kind of dead letter
+    workers: WorkerMetrics | None  # None where this process is the only one

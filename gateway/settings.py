@@ -233,6 +233,8 @@ class Settings(BaseSettings):
     def _check_together(self) -> Self:
         if self.workers > 1 and not self.has_redis_store:
             raise ValueError("GATEWAY_WORKERS: more than one worker needs a Redis store: set GATEWAY_STORE")
+        if self.ops_port and self.ops_port == self.port:
+            raise ValueError("GATEWAY_OPS_PORT: must be another port than GATEWAY_PORT")
         if (self.tls_cert is None) != (self.tls_key is None):
             missing = "CERT" if self.tls_cert is None else "KEY"
             raise ValueError(f"GATEWAY_TLS_{missing}: is missing: TLS needs a certificate and its key")

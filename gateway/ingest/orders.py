@@ -62,7 +62,7 @@ def _event(call: Call, type_: str, order: dict[str, Any]) -> Event:
 
 
 async def _prepare_create(call: Call, body: bytes) -> Perform:
-    limit_rate(call)
+    await limit_rate(call)
     call.principal.require_publish(CREATED)
     given = _object(call, body)
     items = given.get("items")
@@ -102,7 +102,7 @@ create = idempotent(_prepare_create)
 
 
 async def _prepare_update(call: Call, body: bytes) -> Perform:
-    limit_rate(call)
+    await limit_rate(call)
     call.principal.require_publish(UPDATED)
     given = _object(call, body)
     unknown = [(name, "is unknown here") for name in given if name != "status"]

@@ -65,7 +65,7 @@ async def poll(call: Call, query: Query) -> Response:
     """The handler's part for `Accept: application/json`."""
     node = call.node
     filter_ = call.principal.restrict(query.filter)
-    with node.connections.poll(call.principal) as running:
+    async with node.connections.poll(call.principal) as running:
         channel = node.hub.open(filter_, latest=query.latest, leave=query.leave)
         try:
             answer = await _Poll(call, query, channel, running).answer()
