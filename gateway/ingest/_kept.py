@@ -38,6 +38,7 @@ class Kept:
 
     def __init__(self, *, max_messages: int = MAX_MESSAGES, max_bytes: int = MAX_BYTES) -> None:
         self.dropped = 0  # messages for which there was no room
+        self.holes = 0  # times that something was missed, or had to go: nothing can be told across one
         # Whether all that was published before this node began to listen is in the log: then it is no loss if all
         # other nodes die now.
         self.caught_up = False
@@ -82,10 +83,12 @@ class Kept:
         while self._bytes > self._max_bytes or len(self._messages) > self._max_messages:
             self._pop()
             self.dropped += 1
+            self.holes += 1
             self._whole_since = None
 
     def broke(self) -> None:
         """The connection is gone: what is published until the next mark is not heard."""
+        self.holes += 1
         self._token = ""
         self._whole_since = None
         self.caught_up = False

@@ -58,13 +58,15 @@ class PubSub:
         *,
         kept: Kept | None = None,
         now: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clients = clients
         self._subscriptions = Subscriptions(names)
         self._log = log
         self._intake = intake
-        self._kept = kept or Kept()
+        self._kept = Kept() if kept is None else kept
         self._now = now
+        self._monotonic = monotonic
         self._node = secrets.token_hex(8)
         self._marks = 0  # published
         self._heard_own = 0.0  # when a mark of this node was heard, on the monotonic clock
@@ -74,6 +76,7 @@ class PubSub:
         self._turn = asyncio.Lock()
         self._fence: Fence | None = None
         self._first = Note("", "")  # the note with which this node began to append
+        self._holes = 0  # of `_kept` when this node began to append
         self._renewed = 0.0
         self._patience = _PATIENCE
         self._told_dropped = 0
@@ -97,14 +100,14 @@ class PubSub:
     async def _listen(self) -> None:
         pause = _PAUSES[0]
         while True:
-            began = time.monotonic()
+            began = self._monotonic()
             try:
                 await self._subscribe()
             except UNREACHABLE as error:
                 self._deaf(self._clients.explain(error))
             except _DeafError as error:
                 self._deaf(str(error))
-            pause = _PAUSES[0] if time.monotonic() - began > _DEAF_SECONDS else min(_PAUSES[1], 2 * pause)
+            pause = _PAUSES[0] if self._monotonic() - began > _DEAF_SECONDS else min(_PAUSES[1], 2 * pause)
             await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - jitter
 
     def _deaf(self, reason: str) -> None:
@@ -164,14 +167,14 @@ class PubSub:
             return  # not a node's
         self._kept.mark(token, int(milliseconds))
         if token.startswith(self._node):
-            self._heard_own = time.monotonic()
+            self._heard_own = self._monotonic()
             if self._reason is not None:
                 logger.info("pub/sub is heard")
             self._reason = None
 
     async def _beat(self, confirmed: asyncio.Event) -> None:
         """Publishes a mark now and then. Raises _DeafError where this node does not hear its own."""
-        self._heard_own = time.monotonic()
+        self._heard_own = self._monotonic()
         async with asyncio.timeout(_DEAF_SECONDS):
             await confirmed.wait()
         while True:
@@ -179,7 +182,7 @@ class PubSub:
             mark = f"{self._node}-{self._marks} {int(self._now() * 1000)}"
             await self._clients.writes.publish(MARKS, mark)
             await asyncio.sleep(_BEAT_SECONDS)
-            if time.monotonic() - self._heard_own > _DEAF_SECONDS:
+            if self._monotonic() - self._heard_own > _DEAF_SECONDS:
                 raise _DeafError(f"{self._clients.name} does not deliver what is published")
 
     # Appending
@@ -207,8 +210,9 @@ class PubSub:
         self._tell_dropped()
         if self._stopped:
             self._something.clear()
-        elif not self._kept.listening:
+        elif self._fence is not None and self._kept.holes != self._holes:
             await self._release()
+        elif not self._kept.listening:
             self._something.clear()
         elif self._fence is None:
             await self._follow()
@@ -230,16 +234,24 @@ class PubSub:
             for start in range(0, len(untold), _TAKEN):
                 await self._store(untold[start : start + _TAKEN], None)
             self._kept.settle(note)
-        if not self._kept.is_whole_since(note) and self._patience:
-            self._patience -= 1
+        if not self._kept.is_whole_since(note) and not await self._has_waited():
             return
-        first = self._kept.first_note(note)
+        first, holes = self._kept.first_note(note), self._kept.holes
         if first is None:
             return
         self._fence = await self._log.lease(_LEASE, _LEASE_SECONDS, str(first))
         if self._fence is not None:
-            self._first, self._renewed, self._patience = first, time.monotonic(), _PATIENCE
+            self._first, self._renewed, self._patience = first, self._monotonic(), _PATIENCE
+            self._holes = holes
             self._something.set()
+
+    async def _has_waited(self) -> bool:
+        """Whether nobody took the lease for a while, though it is free: then nobody is there who has heard more."""
+        if await self._log.is_leased(_LEASE):
+            self._patience = _PATIENCE
+        else:
+            self._patience -= 1
+        return self._patience <= 0
 
     async def _lead(self, fence: Fence) -> None:
         """Appends what is there, and keeps the lease. Raises FencedError."""
@@ -252,11 +264,13 @@ class PubSub:
             self._something.set()
         else:
             self._kept.caught_up = self._kept.listening
-        if time.monotonic() - self._renewed >= _BEAT_SECONDS:
+        if self._monotonic() - self._renewed >= _BEAT_SECONDS:
             await self._renew(fence)
 
     async def _renew(self, fence: Fence) -> None:
-        self._renewed = time.monotonic()
+        if self._kept.holes != self._holes:  # what comes next is not this node's to tell
+            return
+        self._renewed = self._monotonic()
         if await self._log.lease(_LEASE, _LEASE_SECONDS, str(self._kept.note(self._first))) != fence:
             raise FencedError(_LEASE)
 

@@ -323,6 +323,9 @@ class Log(Protocol):
     async def lease_note(self, name: str) -> str:
         """The note that was given with the lease last, also after its end; "" where there is none."""
 
+    async def is_leased(self, name: str) -> bool:
+        """Whether a node has the lease now; false in a log that only one node can open."""
+
     async def bury(self, letters: Sequence[DeadLetter], *, fence: Fence | None = None) -> None:
         """Stores dead letters, durably. Raises FencedError.
 

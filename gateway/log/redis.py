@@ -313,6 +313,9 @@ class RedisLog:
         note = await self._ask(lambda: self._clients.commands.hget(PREFIX + "notes", name))
         return note.decode() if note else ""
 
+    async def is_leased(self, name: str) -> bool:
+        return bool(await self._ask(lambda: self._clients.commands.exists(f"{PREFIX}lease:{name}")))
+
     async def bury(self, letters: Sequence[DeadLetter], *, fence: Fence | None = None) -> None:
         lease = (fence.name, self._writer.lease_value(fence)) if fence else ("", "")
         await self._ask(lambda: self._letters.bury(letters, lease))

@@ -210,6 +210,9 @@ class SqliteLog:
     async def lease_note(self, name: str) -> str:
         return self._notes.get(name, "")
 
+    async def is_leased(self, _name: str) -> bool:
+        return False
+
     # Dead letters
 
     async def bury(
