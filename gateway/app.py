@@ -293,6 +293,7 @@ async def _with_neighbours(node: Node) -> AsyncIterator[None]:
     tasks: list[asyncio.Task[None]] = []
     try:
         await neighbours.open()
+        neighbours.missed.set()  # what was said since the log was opened
         works: list[tuple[str, Work]] = [
             ("bus", neighbours.peers.follow),
             ("node heartbeat", neighbours.peers.beat),

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from gateway import access
 from gateway.connection import Connection
 from gateway.log import Revocation
+from gateway.neighbours import Neighbours
 from gateway.wire import Lines
 from tests.support.app import InProcess, in_process
 from tests.support.core import Peer
@@ -96,6 +98,23 @@ async def test_revocations_are_looked_at_again_and_again(
     _, peer = await connect(app, make_token(jti="7", **ANN))
     await app.node.log.revoke(Revocation("jti", "7", 1.0))
     await eventually(lambda: peer.closed)
+
+
+async def test_a_revocation_while_a_node_starts_is_found(
+    one: InProcess, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After it has opened the log, and before it hears the others."""
+    monkeypatch.setattr(access, "REFRESH_SECONDS", 3600)
+    opened = Neighbours.open
+
+    async def open_late(neighbours: Neighbours) -> None:
+        await one.node.log.revoke(Revocation("jti", "7", 1.0))
+        await opened(neighbours)
+
+    monkeypatch.setattr(Neighbours, "open", open_late)
+    app = await nodes.start()
+    principal = await app.node.authenticator.bearer(make_token(**ANN))
+    await eventually(lambda: app.node.revocations.revoked(replace(principal, jti="7")))
 
 
 async def test_every_node_is_listed(one: InProcess, two: InProcess) -> None:

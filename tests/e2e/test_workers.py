@@ -165,6 +165,7 @@ def test_a_killed_workers_share_is_free_again(process: GatewayProcess) -> None:
     with crowd(lambda: subscribe(port, "ann"), 40):
         killed = workers(process).pop()
         os.kill(killed, signal.SIGKILL)
+        eventually(lambda: gone(killed), within=PATIENCE)  # what it still accepts dies with it
         deadline = time.monotonic() + PATIENCE
         while True:
             token = make_token(sub="ann", subscribe=(EVERYTHING,))
