@@ -74,6 +74,17 @@ def _uuid7(milliseconds: int, rest: bytes) -> str:
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
+@dataclass(frozen=True, slots=True)
+class DerivedDefaults(Defaults):
+    """Defaults of one event whose id follows from where it came from: see `derived_id`."""
+
+    milliseconds: int = 0
+    seed: bytes = b""
+
+    def new_id(self) -> str:
+        return derived_id(self.milliseconds, self.seed)
+
+
 def rfc3339(seconds: float) -> str:
     """RFC 3339, UTC, milliseconds."""
     return _rfc3339(int(seconds * 1000))

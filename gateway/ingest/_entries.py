@@ -1,14 +1,13 @@
 """Entries of a stream as events, and as dead letters where they are none."""
 
 import base64
-import hashlib
 from collections.abc import Sequence
 from typing import Any, Final
 
 import orjson
 
 from gateway.errors import GatewayError, Problem, pointer
-from gateway.event import Defaults, Event, make_event
+from gateway.event import DerivedDefaults, Event, make_event
 from gateway.ingest.messages import source_of
 from gateway.intake import Intake
 from gateway.jsontext import parse
@@ -17,6 +16,8 @@ from gateway.log import DeadLetter
 KIND: Final = "entry"
 _EVENT: Final = b"event"
 _FIELDS: Final = {b"type": "type", b"subject": "subject", b"data": "data", b"id": "id"}
+
+_LAST_MILLISECOND: Final = 253_402_300_799_999  # of the year 9999
 
 Entry = tuple[str, Sequence[bytes]]  # its id, and its fields and values by turns
 
@@ -27,18 +28,19 @@ def event_of(intake: Intake, stream: str, entry: Entry) -> Event:
     Raises GatewayError.
     """
     id_, fields = entry
-    seconds, seed = _seconds(id_), f"{stream}\0{id_}".encode()
-    defaults = Defaults(
+    milliseconds = _milliseconds(id_)
+    defaults = DerivedDefaults(
         source_of(stream),
-        now=lambda: seconds,
-        random=lambda size: hashlib.blake2b(seed, digest_size=size).digest(),
+        now=lambda: milliseconds / 1000,
+        milliseconds=milliseconds,
+        seed=f"{stream}\0{id_}".encode(),
     )
     return make_event(_value(fields), defaults, max_bytes=intake.sizes.event_bytes)
 
 
-def _seconds(id_: str) -> float:
+def _milliseconds(id_: str) -> int:
     """When the entry was added, as its id tells; ids may be chosen by hand, so within what a UUIDv7 can say."""
-    return min(int(id_.partition("-")[0]), (1 << 48) - 1, 253_402_300_799_999) / 1000
+    return min(int(id_.partition("-")[0]), _LAST_MILLISECOND)
 
 
 def _value(fields: Sequence[bytes]) -> Any:

@@ -10,13 +10,12 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from gateway.errors import GatewayError
-from gateway.event import Defaults, Event, derived_id, make_event
+from gateway.event import DerivedDefaults, Event, derived_id, make_event
 from gateway.intake import Intake
 from gateway.jsontext import parse
 from gateway.log import DeadLetter
 
 KIND: Final = "message"
-_ID_BYTES: Final = len('"id":"01234567-89ab-7def-8123-456789abcdef",')
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +85,14 @@ def _subject(data: dict[str, Any]) -> str | None:
 
 
 def _event(intake: Intake, message: Message, channel: str, value: Any, index: int | None) -> Event:
-    max_bytes = intake.sizes.event_bytes
-    if type(value) is dict and "id" not in value:
-        seed = f"{message.identity}:{0 if index is None else index}".encode()
-        value["id"] = derived_id(message.milliseconds, seed)
-        max_bytes += _ID_BYTES  # the limit is for what came
-    defaults = Defaults(source_of(channel), now=lambda: message.heard)
-    return make_event(value, defaults, max_bytes=max_bytes, at=() if index is None else (index,))
+    defaults = DerivedDefaults(
+        source_of(channel),
+        now=lambda: message.heard,
+        milliseconds=message.milliseconds,
+        seed=f"{message.identity}:{index or 0}".encode(),
+    )
+    at = () if index is None else (index,)
+    return make_event(value, defaults, max_bytes=intake.sizes.event_bytes, at=at)
 
 
 # Dead letters
