@@ -16,6 +16,7 @@ from bench.report import Report, Scale, Table, Target
 from bench.server import Server, on_redis, running
 
 _STREAM: Final = "bench"
+_PREPARED: Final = "bench:prepared"  # where entries wait until they are to be in the stream, all at once
 _CHANNEL: Final = "bench:channel"
 _EVENTS_PER_SECOND: Final = 30_000.0
 _GROWTH_MIB: Final = 150.0
@@ -57,19 +58,24 @@ def _to_socket(redis: Redis, scale: Scale, table: Table) -> float:
     program = on_redis(redis.url, "--streams", _STREAM)
     with running(program) as server, Client(server) as client:
         client.subscribe([websocket_steps(server)])
-        _add_and_receive(redis, client, scale.lines // 10)
-        began, cpu = time.monotonic(), server.cpu()
-        _add_and_receive(redis, client, scale.lines)
-        seconds, cpu = time.monotonic() - began, server.cpu() - cpu
+        _receive(redis, client, scale.lines // 10)
+        cpu = server.cpu()
+        seconds = _receive(redis, client, scale.lines)
+        cpu = server.cpu() - cpu
     table.rows.append(("to a socket", f"{scale.lines:,}", scale.lines / seconds, cpu / scale.lines * 1e6, ""))
     return scale.lines / seconds
 
 
-def _add_and_receive(redis: Redis, client: Client, count: int) -> None:
+def _receive(redis: Redis, client: Client, count: int) -> float:
+    """Seconds from the moment in which so many entries are in the stream to the last event at the client."""
     numbers = _numbers(count)
     client.expect(numbers)
-    _fill(redis, numbers)
+    _fill(redis, numbers, _PREPARED)
+    redis.call("XGROUP", "CREATE", _PREPARED, "gateway", "0")
+    began = time.monotonic()
+    redis.call("RENAME", _PREPARED, _STREAM)
     client.receive()
+    return time.monotonic() - began
 
 
 def _numbers(count: int) -> range:
@@ -79,12 +85,12 @@ def _numbers(count: int) -> range:
     return range(first, first + count)
 
 
-def _fill(redis: Redis, numbers: range) -> None:
+def _fill(redis: Redis, numbers: range, key: str = _STREAM) -> None:
     template = 99_999_999
     event = wire.event(template)
     for start in range(numbers.start, numbers.stop, _ADDED_TOGETHER):
         count = min(_ADDED_TOGETHER, numbers.stop - start)
-        redis.call("EVAL", _FILL, 1, _STREAM, start, event, count, template)
+        redis.call("EVAL", _FILL, 1, key, start, event, count, template)
 
 
 def _backlog(redis: Redis, scale: Scale, table: Table) -> float:

@@ -31,9 +31,9 @@ def event_of(intake: Intake, stream: str, entry: Entry) -> Event:
     milliseconds = _milliseconds(id_)
     defaults = DerivedDefaults(
         source_of(stream),
-        now=lambda: milliseconds / 1000,
+        now=milliseconds / 1000,
         milliseconds=milliseconds,
-        seed=f"{stream}\0{id_}".encode(),
+        seed=f"{stream}\0{id_}",
     )
     return make_event(_value(fields), defaults, max_bytes=intake.sizes.event_bytes)
 

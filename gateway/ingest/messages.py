@@ -87,9 +87,9 @@ def _subject(data: dict[str, Any]) -> str | None:
 def _event(intake: Intake, message: Message, channel: str, value: Any, index: int | None) -> Event:
     defaults = DerivedDefaults(
         source_of(channel),
-        now=lambda: message.heard,
+        now=message.heard,
         milliseconds=message.milliseconds,
-        seed=f"{message.identity}:{index or 0}".encode(),
+        seed=f"{message.identity}:{index or 0}",
     )
     at = () if index is None else (index,)
     return make_event(value, defaults, max_bytes=intake.sizes.event_bytes, at=at)

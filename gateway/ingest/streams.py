@@ -8,10 +8,12 @@ import asyncio
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from gateway import tasks
 from gateway.errors import GatewayError
 from gateway.event import Event
 from gateway.ingest._entries import KIND, event_of, letter_of, read_again
@@ -27,6 +29,7 @@ logger = logging.getLogger(__name__)
 LEASE_SECONDS: Final = 5.0
 _RENEW_SECONDS: Final = 1.0
 _PAUSES: Final = (0.1, 5.0)  # seconds until Redis or the log is tried again, the first time and at last
+_MAX_STORING: Final = 2  # pages that are being stored
 _MAX_PAGE: Final = 1000
 _FIRST_PAGE: Final = 100
 _PAGE_BYTES: Final = 2 << 20
@@ -107,6 +110,7 @@ class _Stream:
         self._held = held
         self._renewed = 0.0
         self._mean = _PAGE_BYTES / _FIRST_PAGE  # bytes of an entry, as far as pages have shown
+        self._broken = False
         self._stopping = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -195,16 +199,24 @@ class _Stream:
             after = max((*(id_ for id_, _ in page.entries[-1:]), *page.gone[-1:]), key=_order)
 
     async def _read_on(self) -> None:
-        """A page is read and parsed while the one before is stored."""
-        storing = asyncio.ensure_future(self._renew())
+        """Pages are read and parsed while those before are stored, one after the other."""
+        self._broken = False
+        storing: deque[asyncio.Task[None]] = deque()
+        reading = asyncio.create_task(self._group.new(self._count()))
         try:
             while not self._stopping.is_set():
-                batch = self._parse(await self._group.new(self._count()))
-                await storing
-                storing = asyncio.ensure_future(self._store(batch))
+                page = await reading
+                reading = asyncio.create_task(self._group.new(self._count()))
+                await asyncio.sleep(0)  # asked for before this page is parsed, which keeps the loop from it
+                storing.append(asyncio.create_task(self._store(self._parse(page))))
+                if len(storing) >= _MAX_STORING:
+                    await storing.popleft()
         finally:
-            await asyncio.wait((storing,))
-        await storing
+            await tasks.end(reading)  # what it was given is pending
+            if storing:
+                await asyncio.wait(storing)
+        for each in storing:
+            each.result()
 
     def _count(self) -> int:
         return max(1, min(_MAX_PAGE, int(_PAGE_BYTES / self._mean)))
@@ -224,9 +236,15 @@ class _Stream:
 
     async def _store(self, batch: "_Batch") -> None:
         """Appends the events, in order, and then acknowledges the entries."""
-        await self._renew()
-        if batch.events:
-            await self._intake.append("streams", batch.events, fence=self.fence)
+        try:
+            await self._renew()
+            if batch.events and not self._broken:
+                await self._intake.append("streams", batch.events, fence=self.fence)
+        except BaseException:
+            self._broken = True  # nothing may be stored that comes after what was not
+            raise
+        if self._broken:
+            raise OvertakenError
         await self._intake.bury("streams", f"redis:{self.name}", batch.letters, fence=self.fence)
         await self._group.acknowledge(batch.ids)
 

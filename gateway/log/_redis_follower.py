@@ -73,23 +73,23 @@ class Follower:
 
     # Announcing
 
-    async def reach(self, offset: int) -> None:
-        """Returns when everything up to `offset` has been announced.
+    async def reach(self, offset: int, epoch: str) -> None:
+        """Returns when everything up to `offset` has been announced, in the log of that epoch.
 
-        Raises LogUnavailableError where that does not happen in time.
+        Raises LogUnavailableError where that does not happen in time, or the log was lost.
         """
-        if offset <= self.head:
-            return
-        future = asyncio.get_running_loop().create_future()
-        self._count += 1
-        heapq.heappush(self._waiting, (offset, self._count, future))
-        try:
-            async with asyncio.timeout(GIVE_UP_SECONDS):
-                await future
-        except TimeoutError:
-            raise LogUnavailableError(
-                self.fault or f"{self._clients.name} does not tell what is new"
-            ) from None
+        if offset > self.head and epoch == self.epoch:
+            future = asyncio.get_running_loop().create_future()
+            self._count += 1
+            heapq.heappush(self._waiting, (offset, self._count, future))
+            try:
+                async with asyncio.timeout(GIVE_UP_SECONDS):
+                    await future
+            except TimeoutError:
+                reason = self.fault or f"{self._clients.name} does not tell what is new"
+                raise LogUnavailableError(reason) from None
+        if epoch != self.epoch:
+            raise LogUnavailableError(f"{self._clients.name} has lost the log")
 
     def _tell(self, entries: Sequence[Entry], digest: bytes) -> None:
         """Announces the next entries, in this turn. `digest` is the last one's."""

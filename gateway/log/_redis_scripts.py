@@ -4,7 +4,6 @@ All keys carry one hash tag, so that a script finds them on one node of a Redis 
 """
 
 import hashlib
-from collections.abc import Mapping
 from importlib import resources
 from typing import Any, Final
 
@@ -88,13 +87,13 @@ def entry_of_row(row: list[Any]) -> Entry:
     return Entry(int(row[0]), int(row[1]), int(row[2]), row[3])
 
 
-def entry_of_item(item: list[Any], parsed: Mapping[bytes, Event]) -> tuple[Entry, bytes]:
-    """An entry of the stream, and the digest of its identity, by which `parsed` may have it already.
+def entry_of_item(item: list[Any], parsed: dict[bytes, Event]) -> tuple[Entry, bytes]:
+    """An entry of the stream, and the digest of its identity, by which `parsed` may have it already, for once.
 
     See `lua/common.lua` for the fields.
     """
     id_, (_, digest, _, prev, _, accepted, _, _, _, json, _, previous) = item
-    event = parsed.get(digest)
+    event = parsed.pop(digest, None)
     body = event.body if event is not None and event.json == json else None
     return Entry(int(id_[:-2]), int(prev), int(accepted), json, body=body, previous=previous or None), digest
 

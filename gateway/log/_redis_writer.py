@@ -38,6 +38,7 @@ MAX_EVENTS: Final = 1000  # in one call, unless a single append has more: a call
 MAX_BYTES: Final = 2 << 20
 GIVE_UP_SECONDS: Final = 5.0  # after this, those who wait are told that Redis is away
 _RETRY_SECONDS: Final = 0.05
+_MAX_COMPLETING: Final = 2  # calls that were answered and are not announced yet
 _RETAIN_SECONDS: Final = 1.0
 _RETAIN_LIMIT: Final = 1000  # rows in one step of retention
 ORDER: Final = "order."
@@ -84,7 +85,7 @@ class Place(Protocol):
     # parsed again.
     flying: dict[bytes, Event]
 
-    async def reach(self, offset: int) -> None:
+    async def reach(self, offset: int, epoch: str) -> None:
         """Returns when everything up to it has been announced. Raises LogUnavailableError."""
 
     async def look(self) -> None:
@@ -114,7 +115,7 @@ class Writer:
         self._stopping = False
         self._clients = clients
         self._place = place
-        self._paths = ("type", *paths)
+        self._paths = paths
         self._retention = retention
         self._node = node
         self._now = now
@@ -122,6 +123,7 @@ class Writer:
         self._settled = settled
         self._waiting: deque[Append | Call] = deque()
         self._wanted = asyncio.Event()
+        self._completing: set[asyncio.Task[None]] = set()
         self._looked = 0  # when retention was seen to, microseconds
         self._more = False  # whether it was left unfinished
 
@@ -140,9 +142,11 @@ class Writer:
         await asyncio.wait((running,))
 
     async def run(self) -> None:
-        while self._waiting or not self._stopping:
+        while self._waiting or self._completing or not self._stopping:
             if self._waiting:
                 await self._write()
+            elif self._completing and self._stopping:
+                await asyncio.wait(self._completing)
             else:
                 self._wanted.clear()
                 with contextlib.suppress(TimeoutError):
@@ -152,7 +156,8 @@ class Writer:
 
     async def _write(self) -> None:
         batch = self._take()
-        self._place.flying.clear()
+        if not self._completing:
+            self._place.flying.clear()  # those that counted as duplicates: all others were read back
         try:
             await self._attempt(batch)
             self.fault = None
@@ -229,10 +234,21 @@ class Writer:
         started, epoch = time.perf_counter(), self._place.epoch
         head = await self._append(first, appends, repeated=known is not None)
         self._stats.observe_append(time.perf_counter() - started)
-        await self._place.reach(max((place for each in appends for place in each.places), default=0))
-        if self._place.epoch != epoch:
-            raise LogUnavailableError(f"{self._clients.name} has lost the log")
-        self._answer(appends, head if known is None else known)
+        while len(self._completing) >= _MAX_COMPLETING:
+            await asyncio.wait(self._completing, return_when=asyncio.FIRST_COMPLETED)
+        task = asyncio.create_task(self._complete(appends, head if known is None else known, epoch))
+        self._completing.add(task)
+        task.add_done_callback(self._completing.discard)
+
+    async def _complete(self, appends: Sequence[Append], base: int, epoch: str) -> None:
+        """Answers when what was written has been announced. Redis has the next call meanwhile."""
+        try:
+            last = max((place for each in appends for place in each.places), default=0)
+            await self._place.reach(last, epoch)
+        except LogUnavailableError as error:
+            self._settle(appends, error)
+        else:
+            self._answer(appends, base)
 
     async def _append(self, first: Append, appends: Sequence[Append], *, repeated: bool) -> int:
         """Returns the head before it; the appends know their places then."""
@@ -282,7 +298,9 @@ class Writer:
         if event.subject is None:
             args += (digest, event.json, b"", b"", 0)
             return
-        keys = index_keys(event.body, self._paths)
+        keys = [f"type\0s:{event.type}"]
+        if self._paths:
+            keys += index_keys(event.body, self._paths)
         is_order = b"1" if event.type.startswith(ORDER) else b""
         args += (digest, event.json, event.subject, is_order, len(keys), *keys)
 
