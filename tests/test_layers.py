@@ -14,7 +14,8 @@ ROOT = Path(gateway.__file__).parent
 # A module may import from the rows above its own and from within its own package.
 LAYERS = (
     ("errors", "origins", "limits", "remote", "slim", "tasks"),
-    ("jsontext", "keys", "redis_clients"),
+    ("jsontext", "keys", "redis_url", "redis_errors"),
+    ("redis_clients",),
     ("peers",),
     ("shared_limits",),
     ("event", "settings"),

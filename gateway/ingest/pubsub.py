@@ -117,7 +117,7 @@ class PubSub:
 
     async def _subscribe(self) -> None:
         """One connection, as long as it lasts."""
-        pubsub = self._clients.pubsub()
+        pubsub = await self._clients.pubsub()
         confirmed = asyncio.Event()
         try:
             await pubsub.subscribe(MARKS, *self._subscriptions.channels)

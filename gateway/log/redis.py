@@ -118,7 +118,8 @@ class RedisLog:
     ) -> None:
         """Finds the log, or makes it. Raises LogUnavailableError, LogCorruptError."""
         try:
-            await self._clients.check()
+            for warning in await self._clients.check():
+                logger.warning("%s", warning)
             for client in (self._clients.commands, self._clients.blocking):
                 for command in ("XRANGE", "XREAD"):
                     client.set_response_callback(command, _as_it_is)

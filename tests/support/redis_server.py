@@ -174,9 +174,7 @@ class RedisSentinel(RedisServer):
     READY = "+monitor master"
     FLAGS = ("--sentinel",)
 
-    def __init__(
-        self, folder: Path, master: RedisServer, *, service: str = "orders", **options: object
-    ) -> None:
+    def __init__(self, folder: Path, master: RedisServer, *, service: str = "orders", **options: Any) -> None:
         super().__init__(folder, **options)
         self.service = service
         self._master = master
@@ -279,10 +277,10 @@ class RedisFactory:
         self._folder = folder
         self._started: list[RedisServer | RedisCluster] = []
 
-    def server(self, *, identity: Identity | None = None, **options: object) -> RedisServer:
+    def server(self, *, identity: Identity | None = None, **options: Any) -> RedisServer:
         return self._start(RedisServer(self._next_folder(), identity=identity, **options))
 
-    def replica(self, master: RedisServer, **options: object) -> RedisServer:
+    def replica(self, master: RedisServer, **options: Any) -> RedisServer:
         """A replica that has all that its master has."""
         login: Options = {} if master.password is None else {"masterauth": master.password}
         replica = self.server(replicaof=f"{HOST} {master.port}", **login, **options)
