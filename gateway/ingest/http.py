@@ -21,7 +21,7 @@ INGEST = "http"
 _EVENT_TYPES = ("application/json", "application/cloudevents+json")
 _BATCH_TYPE = "application/cloudevents-batch+json"
 NDJSON = "application/x-ndjson"
-_GROUP, _GROUP_BYTES = 500, 512 << 10  # lines appended at once; parsed, they weigh up to 20 times as much
+_GROUP, _GROUP_BYTES = 1024, 1 << 20  # lines appended at once; parsed, they weigh up to 20 times as much
 _NOTHING = Appended(0, 0, 0)  # the log stores what it did in its place
 _LISTED_IDS = 1000  # ids told of a stream: its answer is bounded too
 

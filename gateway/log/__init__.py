@@ -24,13 +24,12 @@ class Entry:
 
     __slots__ = ("_body", "accepted", "cursor", "json", "offset", "prev", "previous", "sse")
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 -- names cost a third more, and an entry is made for every event
         self,
         offset: int,
         prev: int,
         accepted: int,
         json: bytes,
-        *,
         body: dict[str, Any] | None = None,
         previous: bytes | None = None,
     ) -> None:
