@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.connection import ClientError
-from bench.measurements import connections, delivery, filters, publishing, slow, snapshot
+from bench.measurements import connections, delivery, filters, publishing, redis, slow, snapshot
 from bench.report import FULL, QUICK, Report, Scale, machine
 from bench.server import CLIENT_CORE, ServerError
 
@@ -24,6 +24,9 @@ PARTS: Final[dict[str, Callable[[Scale], Report]]] = {
     "slow": slow.measure,
     "publishing": publishing.measure,
     "snapshot": snapshot.measure,
+    "streams": redis.measure_streams,
+    "redis-latency": redis.measure_latency,
+    "nodes": redis.measure_nodes,
 }
 
 

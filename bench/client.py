@@ -9,15 +9,16 @@ import select
 import socket
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 from bench import wire
 from bench.connection import READ_BYTES, ClientError, Steps, connect, wait_for
+from bench.redis_server import Redis, encode
 from bench.server import Server
 
 _OPENED_TOGETHER: Final = 50
@@ -60,6 +61,55 @@ class Load:
     receivers: int | None = None
 
 
+class Way(Protocol):
+    """How an event is published: over which connection, with which bytes, and what answers it."""
+
+    def connect(self) -> socket.socket: ...
+
+    def request(self, event: bytes) -> bytes: ...
+
+    def is_answered(self, answer: bytes) -> bool:
+        """Whether the answer is there as a whole. Raises ClientError where it is a refusal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Posts:
+    """Each event by a POST of its own."""
+
+    server: Server
+
+    def connect(self) -> socket.socket:
+        return connect(self.server)
+
+    def request(self, event: bytes) -> bytes:
+        return wire.post("/events", self.server.port, event)
+
+    def is_answered(self, answer: bytes) -> bool:
+        end = wire.response_end(answer)
+        if end and not answer.startswith(b"HTTP/1.1 202"):
+            raise ClientError(f"an event was not accepted: {answer[:500]!r}")
+        return bool(end)
+
+
+@dataclass(frozen=True, slots=True)
+class Commands:
+    """Each event by a command to Redis, of which it is the last argument."""
+
+    redis: Redis
+    command: tuple[str, ...]
+
+    def connect(self) -> socket.socket:
+        return self.redis.connect()
+
+    def request(self, event: bytes) -> bytes:
+        return encode(*self.command, event)
+
+    def is_answered(self, answer: bytes) -> bool:
+        if answer.startswith(b"-"):
+            raise ClientError(f"an event was not accepted: {answer[:500]!r}")
+        return answer.count(b"\r\n") == (2 if answer.startswith(b"$") else 1)
+
+
 class _Publisher:
     """A keep-alive connection with at most one request under way."""
 
@@ -73,8 +123,10 @@ class _Publisher:
 class Client:
     """The subscribers and publishers of one server. Use as a context manager; methods raise ClientError."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, way: Way | None = None) -> None:
+        """Publishes by POST unless another `way` is given."""
         self._server = server
+        self._way = way or Posts(server)
         self._epoll = select.epoll()
         self._subscribers: dict[int, socket.socket] = {}
         self._readers: dict[int, Callable[[], None]] = {}
@@ -122,6 +174,18 @@ class Client:
         del self._readers[connection.fileno()]
         self._epoll.unregister(connection)
 
+    def expect(self, numbers: Iterable[int], receivers: int = 1) -> None:
+        """These events will be published by somebody else now, and each be received by so many."""
+        now = time.monotonic()
+        for number in numbers:
+            self._left[number] = receivers
+            self._sent[number] = now
+
+    def receive(self) -> Run:
+        """Reads until all that was expected has come."""
+        self._begin(0)
+        return self._end([])
+
     def idle(self, seconds: float) -> None:
         """Answers pings and does nothing else."""
         deadline = time.monotonic() + seconds
@@ -164,7 +228,7 @@ class Client:
 
     def _begin(self, publishers: int) -> list[_Publisher]:
         """New connections for each run: between runs a server may close idle ones."""
-        opened = [_Publisher(connect(self._server)) for _ in range(publishers)]
+        opened = [_Publisher(self._way.connect()) for _ in range(publishers)]
         for each in opened:
             self.watch(each.socket, partial(self._read_answer, each))
         self._free = deque(opened)
@@ -189,21 +253,19 @@ class Client:
     def _publish(self, load: Load) -> None:
         number = next(sequence)
         event = wire.event(number, subject=load.subjects[number % len(load.subjects)], size=load.size)
-        request = wire.post("/events", self._server.port, event)
         receivers = self._receivers(load)
         if receivers:
             self._left[number] = receivers
             self._sent[number] = time.monotonic()
         self._run.published += 1
-        self._free.popleft().socket.sendall(request)
+        self._free.popleft().socket.sendall(self._way.request(event))
 
     def _read_answer(self, publisher: _Publisher) -> None:
         chunk = publisher.socket.recv(READ_BYTES)
         publisher.answer += chunk
-        end = wire.response_end(publisher.answer)
-        if not chunk or (end and not publisher.answer.startswith(b"HTTP/1.1 202")):
-            raise ClientError(f"an event was not accepted: {publisher.answer[:500]!r}")
-        if end:
+        if not chunk:
+            raise ClientError(f"the answer ended with {publisher.answer[:500]!r}")
+        if self._way.is_answered(publisher.answer):
             publisher.answer = b""
             self._free.append(publisher)
 

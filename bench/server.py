@@ -63,12 +63,8 @@ class Server:
     output: Path
 
     def cpu(self) -> float:
-        """CPU seconds of all threads so far, user and system. Raises ServerError."""
-        try:
-            # The clock that clock_getcpuclockid(3) names: what /proc/PID/stat says, but not in steps of 10 ms.
-            return time.clock_gettime(~self.process.pid << 3 | _CPUCLOCK_SCHED)
-        except OSError as error:
-            raise self._died() from error
+        """CPU seconds of all threads so far, user and system, its workers' included. Raises ServerError."""
+        return sum(map(cpu_seconds, (self.process.pid, *_children(self.process.pid))))
 
     def rss(self) -> int:
         """Resident memory in bytes. Raises ServerError."""
@@ -83,6 +79,25 @@ class Server:
 
     def last_words(self) -> str:
         return self.output.read_text(errors="replace")[-2000:]
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU seconds of all threads of a process so far, user and system. Raises ServerError."""
+    try:
+        # The clock that clock_getcpuclockid(3) names: what /proc/PID/stat says, but not in steps of 10 ms.
+        return time.clock_gettime(~pid << 3 | _CPUCLOCK_SCHED)
+    except OSError as error:
+        raise ServerError(f"process {pid} has died") from error
+
+
+def _children(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def on_redis(url: str, *flags: str) -> Program:
+    """The gateway with its log in a Redis."""
+    arguments = ("-m", "gateway", "serve", "--port", "{port}", "--store", url, *flags)
+    return Program("gateway", arguments, GATEWAY.stream_begins)
 
 
 @contextmanager
@@ -104,7 +119,7 @@ def running(program: Program) -> Iterator[Server]:
 
 
 def _start(program: Program, folder: Path) -> Server:
-    port = _free_port()
+    port = free_port()
     output = folder / "output.txt"
     with output.open("wb") as file:
         process = subprocess.Popen(
@@ -117,7 +132,7 @@ def _start(program: Program, folder: Path) -> Server:
     return Server(program, port, process, output)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -12,10 +12,10 @@ import orjson
 EVENT_BYTES: Final = 230
 
 # Each event's data has a token, which stands exactly once in whatever a server makes of the event.
-_MARK: Final = b"#@"
+MARK: Final = b"#@"
 _DIGITS: Final = 8
-TOKEN_BYTES: Final = len(_MARK) + _DIGITS
-_TOKEN = re.compile(_MARK + rb"(\d{%d})" % _DIGITS)
+TOKEN_BYTES: Final = len(MARK) + _DIGITS
+_TOKEN = re.compile(MARK + rb"(\d{%d})" % _DIGITS)
 
 # A ping begins a read or follows the end of a text frame's JSON, in which no such byte can stand.
 PING_BYTE: Final = 0x89
@@ -36,7 +36,7 @@ def event(sequence: int, *, subject: int = 0, customer: int = 0, size: int = EVE
         b'{"specversion":"1.0","id":"%d","source":"/bench","type":"order.updated",'
         b'"time":"2026-01-01T00:00:00.000Z","datacontenttype":"application/json",'
         b'"subject":"o-%d","data":{"customerId":"c-%d","note":"%b%08d'
-    ) % (sequence, subject, customer, _MARK, sequence)
+    ) % (sequence, subject, customer, MARK, sequence)
     return start + b"x" * (size - len(start) - 3) + b'"}}'
 
 
@@ -46,7 +46,7 @@ def sequences(chunk: bytes) -> list[int]:
 
 
 def count_events(chunk: bytes) -> int:
-    return chunk.count(_MARK)
+    return chunk.count(MARK)
 
 
 def pongs(chunk: bytes) -> bytes:

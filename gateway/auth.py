@@ -180,12 +180,16 @@ class Revocations:
         for each in revocations:
             self.add(each)
 
-    def add(self, revocation: Revocation) -> None:
+    def add(self, revocation: Revocation) -> bool:
+        """Whether it says something new."""
         if revocation.kind == "jti":
+            new = revocation.value not in self._tokens
             self._tokens.add(revocation.value)
         else:
-            known = self._users.get(revocation.value, 0.0)
-            self._users[revocation.value] = max(known, revocation.at)
+            new = revocation.at > self._users.get(revocation.value, 0.0)
+            if new:
+                self._users[revocation.value] = revocation.at
+        return new
 
     def revoked(self, principal: Principal) -> bool:
         """Whether the principal's token is void. One without `iat` cannot show that it is newer."""

@@ -1,4 +1,4 @@
-"""The command `gateway`: serve (the default), check, version.
+"""The command `gateway`: serve (the default), check, dead-letters, version.
 
 Exit codes: 0; 1 failed; 2 usage; 3 could not start, with one line that says why.
 """
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from gateway import __version__, logs
+from gateway import __version__, letters_command, logs
 from gateway.log import LogCorruptError, LogUnavailableError
 from gateway.settings import (
     Settings,
@@ -28,6 +28,7 @@ from gateway.settings import (
     unknown_names,
     warnings,
 )
+from gateway.workers import Worker, supervise
 
 logger = logging.getLogger("gateway")
 
@@ -115,12 +116,16 @@ def _warnings(settings: Settings) -> list[str]:
 
 def _serve(settings: Settings) -> int:
     """Serves until SIGTERM or SIGINT, then drains."""
+    logs.configure(settings.log_format)
+    worker = Worker.of(os.environ)
+    if worker is None:
+        for line in _warnings(settings):
+            logger.warning(line)
+        if settings.workers > 1:
+            return supervise(settings)
     from gateway.server import run  # noqa: PLC0415 - the other commands need no server
 
-    logs.configure(settings.log_format)
-    for line in _warnings(settings):
-        logger.warning(line)
-    return run(settings)
+    return run(settings, worker)
 
 
 def _check(settings: Settings) -> int:
@@ -151,6 +156,8 @@ async def _try_store(settings: Settings) -> str | None:
 
 app.command("serve")(_with_settings(_serve))
 app.command("check")(_with_settings(_check))
+
+app.add_typer(letters_command.app, name="dead-letters")
 
 
 @app.command("version")

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gateway.cursor import Cursors
@@ -26,6 +27,14 @@ logger = logging.getLogger(__name__)
 RETRY_STORE = 1.0  # seconds until a read is tried again after the store did not answer
 
 
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Bytes: `sent` that the peer has acknowledged (None where nobody counts), `buffered` that wait in this process."""
+
+    sent: int | None
+    buffered: int
+
+
 class Socket(Protocol):
     """The way to one client, below any transport. All calls are from the loop's thread."""
 
@@ -36,6 +45,10 @@ class Socket(Protocol):
     @property
     def paused(self) -> bool:
         """Whether more is buffered than the high-water mark: write nothing more than you must."""
+
+    @property
+    def traffic(self) -> "Traffic":
+        """What has gone to the client, as far as that is known."""
 
     def watch(self, connection: "Connection") -> None:
         """From now on `connection.fall_behind()` is called whenever the socket becomes paused."""
@@ -66,6 +79,14 @@ class Subscription:
         """Whether it is written to by the flush. Neither live nor behind while its place is being found."""
         return self in self.lane.sinks
 
+    def scattered(self) -> None:
+        self.connection.follow_from_here(self, "reset")
+
+    @property
+    def position(self) -> int:
+        """Everything up to here has been told, or does not concern it."""
+        return self.reader.offset if self.reader else self.lane.position_of(self)
+
     def broken(self, error: Exception) -> None:
         """The flush could not write to this client."""
         logger.warning("connection %s: write failed: %r", self.connection.id, error)
@@ -94,6 +115,7 @@ class Connection:
         "closed",
         "code",
         "id",
+        "opened",
         "principal",
         "shared",
         "socket",
@@ -106,6 +128,7 @@ class Connection:
         self.principal = principal
         self.code = 0  # the close code, once one is known
         self.id = secrets.token_hex(16)
+        self.opened = 0.0  # when it was admitted, in seconds since 1970
         self.shared = shared
         self.socket = socket
         self.wire = wire
@@ -172,12 +195,17 @@ class Connection:
     # Live and behind
 
     def fall_behind(self) -> None:
-        """The socket is full: what was live goes on by reading the log, from the place it has reached."""
+        """The socket is full."""
         for subscription in self.subscriptions.values():
             if subscription in subscription.lane.sinks:
-                position = subscription.lane.leave(subscription)
-                reader = Reader(self.shared.log, self.shared.hub, subscription.channel, position)
-                self._follow(subscription, reader, "slow")
+                self.follow_from_here(subscription, "slow")
+
+    def follow_from_here(self, subscription: Subscription, reason: str) -> None:
+        """What was live goes on by reading the log, from the place it has reached."""
+        shared = self.shared
+        position = subscription.lane.leave(subscription)
+        reader = Reader(shared.log, shared.hub, subscription.channel, position, epoch=shared.hub.epoch)
+        self._follow(subscription, reader, reason)
 
     def _go_live(self, subscription: Subscription) -> None:
         subscription.reader = None
@@ -250,14 +278,15 @@ class Connection:
 
     def _encode(self, subscription: Subscription, told: Sequence[Told]) -> list[bytes]:
         wire, sub = self.wire, subscription.channel.sub
-        cursors, epoch = self.shared.cursors, self.shared.log.epoch
+        assert subscription.reader is not None
+        cursors, epoch = self.shared.cursors, subscription.reader.epoch
         parts = []
         for each in told:
             entry = each.entry
             if each.snapshot is not None:
                 cursor = cursors.encode(epoch, entry.offset, each.snapshot)
             else:
-                cursor = entry.cursor = entry.cursor or self._cursor(entry.offset)
+                cursor = entry.cursor = entry.cursor or cursors.encode(epoch, entry.offset)
             if each.left:
                 parts.append(wire.leave(sub, cursor, entry.subject or ""))
             else:
@@ -273,13 +302,8 @@ class Connection:
     @property
     def position(self) -> int:
         """Everything up to here has been told, or concerns none of the subscriptions."""
-        return min(
-            (
-                each.reader.offset if each.reader else each.lane.position_of(each)
-                for each in self.subscriptions.values()
-            ),
-            default=self.shared.hub.position,
-        )
+        positions = (each.position for each in self.subscriptions.values())
+        return min(positions, default=self.shared.hub.position)
 
     @property
     def settled(self) -> bool:
@@ -300,7 +324,7 @@ class Connection:
             return self._cursor(self.position) if subscription.live else ""
         if reader.untold is not None:
             return reader.untold.lost_from or ""
-        return self.shared.cursors.encode(self.shared.log.epoch, reader.offset, reader.snapshot)
+        return reader.place
 
     def say(self, message: dict[str, Any]) -> None:
         self.socket.write(self.wire.join([self.wire.message(message, self._place)]))

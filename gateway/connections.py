@@ -7,14 +7,15 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from gateway.connection import Connection
 from gateway.errors import GatewayError
 from gateway.metrics import Metrics
 from gateway.principal import Principal
+from gateway.shared_limits import SharedLimits
 
 WARNING_SECONDS = 30  # how long before its token expires a client is told
 _SETTLE_SECONDS = 0.01
@@ -79,14 +80,28 @@ class Heartbeat:
 class Connections:
     """The registry. All calls from the loop's thread."""
 
-    def __init__(self, limits: Limits, metrics: Metrics, *, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        metrics: Metrics,
+        *,
+        shared: SharedLimits | None = None,
+        revoked: Callable[[Principal], bool] = lambda _principal: False,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """`shared` counts tokens over all nodes, `revoked` tells whether a token has become void by now."""
         self.drain_began = asyncio.Event()
         self._limits = limits
         self._metrics = metrics
+        self._revoked = revoked
         self._now = now
         self._by_id: dict[str, Connection] = {}
         self._polls: dict[Poll, None] = {}
+        self._asking = 0  # clients that are about to be admitted
         self._per_token: Counter[str] = Counter()
+        self._shared = shared
+        if shared is not None:
+            shared.watch(self._per_token)
         self._expiry: dict[Connection, asyncio.TimerHandle] = {}
 
     @property
@@ -96,31 +111,59 @@ class Connections:
     def __len__(self) -> int:
         return len(self._by_id)
 
+    def __iter__(self) -> Iterator[Connection]:
+        return iter(self._by_id.values())
+
     def get(self, connection_id: str) -> Connection | None:
         return self._by_id.get(connection_id)
 
     # Admission
 
-    def admit(self, principal: Principal | None) -> None:
-        """Raises GatewayError `draining` or `too_many_connections`."""
+    async def admit(self, principal: Principal | None) -> None:
+        """Finds a place for a client. Whoever was admitted is to be taken in the same turn, by `add`.
+
+        Raises GatewayError `draining`, `too_many_connections`, or `unauthorized` where the token was revoked since it
+        was looked at.
+        """
+        self._check(principal)
+        if len(self._by_id) + len(self._polls) + self._asking >= self._limits.total:
+            raise _too_many(f"this node takes {self._limits.total} connections")
+        if principal is None or principal.open:
+            return
+        self._asking += 1
+        try:
+            await self._admit_token(principal)
+        finally:
+            self._asking -= 1
+
+    def _check(self, principal: Principal | None) -> None:
         if self.draining:
             raise GatewayError("draining", "the gateway is about to restart", headers={"Retry-After": "2"})
-        if len(self._by_id) + len(self._polls) >= self._limits.total:
-            raise self._too_many(f"this node takes {self._limits.total} connections")
-        if principal is not None:
-            self._admit_token(principal)
+        if principal is not None and self._revoked(principal):
+            raise GatewayError("unauthorized", "the token was revoked")
 
-    def _admit_token(self, principal: Principal) -> None:
-        if not principal.open and self._per_token[_token(principal)] >= self._limits.per_token:
-            raise self._too_many(f"a token may have {self._limits.per_token} connections")
-
-    @staticmethod
-    def _too_many(detail: str) -> GatewayError:
-        return GatewayError("too_many_connections", detail, headers={"Retry-After": "5"})
+    async def _admit_token(self, principal: Principal) -> None:
+        token, limit = _token(principal), self._limits.per_token
+        if self._per_token[token] >= limit:
+            raise _too_many(f"a token may have {limit} connections")
+        if self._shared is None:
+            return
+        self._count(principal, 1)  # so that many at once do not pass one by one
+        try:
+            has_room = await self._shared.take(token, limit)
+            self._check(principal)
+        except BaseException:
+            self._shared.changed(token)
+            raise
+        finally:
+            self._count(principal, -1)
+        if not has_room:
+            raise _too_many(f"a token may have {limit} connections")
 
     def add(self, connection: Connection) -> None:
         """Takes a connection that was admitted."""
         self._by_id[connection.id] = connection
+        connection.opened = self._now()
         self._metrics.connections.labels(connection.wire.transport).inc()
         self._metrics.opened.labels(connection.wire.transport).inc()
         if connection.principal is not None:
@@ -133,17 +176,17 @@ class Connections:
             return
         self._disarm(connection)
         if connection.principal is not None:
-            self._count(connection.principal, -1)
+            self._release(connection.principal)
         transport = connection.wire.transport
         code = connection.code if connection.code in _CODES else "other"
         self._metrics.connections.labels(transport).dec()
         self._metrics.closed.labels(transport, str(code)).inc()
         connection.finished()
 
-    @contextmanager
-    def poll(self, principal: Principal) -> Iterator[Poll]:
+    @asynccontextmanager
+    async def poll(self, principal: Principal) -> AsyncIterator[Poll]:
         """A long poll while it runs. Raises as `admit`."""
-        self.admit(principal)
+        await self.admit(principal)
         poll = Poll(principal, asyncio.Event())
         self._polls[poll] = None
         self._count(principal, 1)
@@ -153,9 +196,18 @@ class Connections:
             yield poll
         finally:
             del self._polls[poll]
-            self._count(principal, -1)
+            self._release(principal)
             self._metrics.connections.labels("longpoll").dec()
             self._metrics.closed.labels("longpoll", "1000").inc()
+
+    def _release(self, principal: Principal) -> None:
+        self._count(principal, -1)
+        self._changed(principal)
+
+    def _changed(self, principal: Principal) -> None:
+        """The other nodes get this one's count anew."""
+        if self._shared is not None and not principal.open:
+            self._shared.changed(_token(principal))
 
     def _count(self, principal: Principal, step: int) -> None:
         if principal.open:
@@ -167,21 +219,35 @@ class Connections:
 
     # Who it is, and how long
 
-    def identify(self, connection: Connection, principal: Principal) -> None:
-        """The client has said who it is, for the first time or with a newer token.
+    async def identify(self, connection: Connection, principal: Principal) -> None:
+        """The client has said who it is, for the first time.
 
-        Raises GatewayError `forbidden` where the newer token is another user's or has other rights: what the
-        connection has subscribed to stands under the old ones. Raises `too_many_connections`.
+        Raises as `admit`.
+        """
+        self._check(principal)
+        if not principal.open:
+            await self._admit_token(principal)
+        if connection.id not in self._by_id:  # gone meanwhile
+            self._changed(principal)
+            return
+        self._count(principal, 1)
+        connection.principal = principal
+        self._arm(connection)
+
+    def renew(self, connection: Connection, principal: Principal) -> None:
+        """The client goes on with a newer token.
+
+        Raises GatewayError `forbidden` where it is another user's or has other rights: what the connection has
+        subscribed to stands under the old ones.
         """
         known = connection.principal
-        if known is None:
-            self._admit_token(principal)
-            self._count(principal, 1)
-        elif (known.sub, known.subscribe, known.open) != (principal.sub, principal.subscribe, principal.open):
+        assert known is not None
+        if (known.sub, known.subscribe, known.open) != (principal.sub, principal.subscribe, principal.open):
             raise GatewayError("forbidden", "the new token has another user or other filters: connect anew")
-        else:
-            self._count(known, -1)
+        if not principal.open and _token(known) != _token(principal):
+            self._release(known)
             self._count(principal, 1)
+            self._changed(principal)
         connection.principal = principal
         self._arm(connection)
 
@@ -240,6 +306,10 @@ class Connections:
             while waiting and total - len(waiting) < due:
                 waiting.pop().end(1012, "service restart", retry_ms())
             await asyncio.sleep(min(0.02, seconds / total))
+
+
+def _too_many(detail: str) -> GatewayError:
+    return GatewayError("too_many_connections", detail, headers={"Retry-After": "5"})
 
 
 def _token(principal: Principal) -> str:

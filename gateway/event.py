@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from gateway.errors import GatewayError, Problem, pointer
 from gateway.jsontext import dumps
@@ -45,6 +45,17 @@ class Event(NamedTuple):
     json: bytes
 
 
+class Filling(Protocol):
+    """What fills an event's missing attributes."""
+
+    @property
+    def source(self) -> str: ...
+
+    def new_id(self) -> str: ...
+
+    def new_time(self) -> str: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Defaults:
     """What fills an event's missing attributes. Clock (seconds since 1970) and randomness are injected."""
@@ -74,6 +85,27 @@ def _uuid7(milliseconds: int, rest: bytes) -> str:
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
+class DerivedDefaults:
+    """What fills the attributes of one event that came from Redis: its id follows from where it came from.
+
+    `now` is when it came, in seconds since 1970; see `derived_id` for the others.
+    """
+
+    __slots__ = ("_milliseconds", "_now", "_seed", "source")
+
+    def __init__(self, source: str, *, now: float, milliseconds: int, seed: str) -> None:
+        self.source = source
+        self._now = now
+        self._milliseconds = milliseconds
+        self._seed = seed
+
+    def new_id(self) -> str:
+        return derived_id(self._milliseconds, self._seed.encode())
+
+    def new_time(self) -> str:
+        return rfc3339(self._now)
+
+
 def rfc3339(seconds: float) -> str:
     """RFC 3339, UTC, milliseconds."""
     return _rfc3339(int(seconds * 1000))
@@ -85,7 +117,7 @@ def _rfc3339(milliseconds: int) -> str:
     return f"{whole}.{milliseconds % 1000:03d}Z"
 
 
-def make_event(value: Any, defaults: Defaults, *, max_bytes: int, at: tuple[str | int, ...] = ()) -> Event:
+def make_event(value: Any, defaults: Filling, *, max_bytes: int, at: tuple[str | int, ...] = ()) -> Event:
     """The event that a parsed JSON value is, with its missing attributes filled in.
 
     `max_bytes` bounds the event as compact JSON before the filling; `at` is where the value stands
@@ -115,7 +147,7 @@ def make_event(value: Any, defaults: Defaults, *, max_bytes: int, at: tuple[str 
     return Event(filled["source"], filled["id"], filled["type"], filled.get("subject"), filled, json)
 
 
-def _filled(value: dict[str, Any], defaults: Defaults) -> dict[str, Any]:
+def _filled(value: dict[str, Any], defaults: Filling) -> dict[str, Any]:
     return {
         "specversion": SPECVERSION,
         "id": value.get("id") or defaults.new_id(),

@@ -66,6 +66,15 @@ class Call:
         """The content type without parameters, lower case. Raises `unsupported_media_type` unless UTF-8."""
         return _media_type(self.request.headers.get("content-type", ""))
 
+    def limit(self, default: int, most: int) -> int:
+        """The query's `limit`. Raises `bad_request` unless it is a whole number from 1 to `most`."""
+        text = self.request.query_params.get("limit")
+        if text is None:
+            return default
+        if not (text.isascii() and text.isdecimal()) or not 1 <= int(text[:9]) <= most:
+            raise GatewayError("bad_request", f"limit is a number from 1 to {most}")
+        return int(text)
+
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it comes. Raises `request_timeout` when no next byte comes in time, ClientDisconnect
         when the caller is gone, `unsupported_media_type` for a compressed body."""
@@ -197,12 +206,12 @@ class Endpoint:
         return await handler(Call(self._node, request, principal))
 
 
-def limit_rate(call: Call) -> None:
+async def limit_rate(call: Call) -> None:
     """Raises `rate_limited` where the caller publishes too often."""
     rates = call.node.publish_rates
     if rates is None or call.principal.open:
         return
-    wait = rates.take(caller_key(call.principal))
+    wait = await rates.take(caller_key(call.principal))
     if wait:
         raise GatewayError(
             "rate_limited", "this token publishes too often", headers={"Retry-After": str(math.ceil(wait))}

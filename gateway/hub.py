@@ -4,19 +4,18 @@ Synchronous, no I/O and no asyncio: what runs here runs in one turn of the loop.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 
+from gateway.cursor import Cursors
 from gateway.filters import Filter
 from gateway.index import Index
 from gateway.lane import Flusher, Lane
 from gateway.log import Entry
 from gateway.tail import Tail
 from gateway.wire import Wire
-
-CursorOf = Callable[[int], str]
 
 
 class Channel:
@@ -52,18 +51,37 @@ def channel_id(filter_: Filter | None, *, latest: bool, leave: bool) -> str:
 class Hub:
     """Channels by id, the index over their filters, and the newest part of the log."""
 
-    def __init__(self, flusher: Flusher, cursor_of: CursorOf) -> None:
+    def __init__(self, flusher: Flusher, cursors: Cursors) -> None:
         self.channels: dict[str, Channel] = {}
         self.tail = Tail(0)
+        self.epoch = ""
+        self.cursors = cursors
         self._flusher = flusher
-        self.cursor_of = cursor_of
         self._index: Index[Channel] = Index()
         self._leave_index: Index[Channel] = Index()
 
-    def begin(self, head: int) -> None:
+    def begin(self, epoch: str, head: int) -> None:
         """The log is open and stands at `head`; called once, before anything else."""
+        self.epoch = epoch
         self._flusher.position = head
         self.tail = Tail(head)
+
+    def reset(self, epoch: str, head: int) -> None:
+        """The log is another one, or this node has missed entries: it goes on after `head`.
+
+        Who was live falls behind, at its own place in the log as it was, and so is told what it has missed.
+        """
+        for channel in self.channels.values():
+            for lane in channel.lanes.values():
+                lane.scatter()
+        self.begin(epoch, head)
+
+    def wants_previous(self) -> bool:
+        """Whether somebody is told what leaves a filter, for which the event before is needed."""
+        return self._leave_index.size > 0
+
+    def cursor_of(self, offset: int) -> str:
+        return self.cursors.encode(self.epoch, offset)
 
     @property
     def position(self) -> int:

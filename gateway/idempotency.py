@@ -101,12 +101,14 @@ async def _handle_once(call: Call, key: str, prepare: Prepare) -> Response:
 
 
 def _digest(call: Call, body: bytes) -> bytes:
-    """Of all that makes the request: its body, and the headers that say what the body is."""
+    """Of all that makes the request: its body, the headers that say what the body is, and its query."""
     headers = [
         (name, value)
         for name, value in call.request.headers.items()
         if name == "content-type" or name[:3] == "ce-"
     ]
+    if query := call.request.url.query:
+        headers.append(("?", query))
     return hashlib.sha256(orjson.dumps(sorted(headers)) + b"\0" + body).digest()
 
 

@@ -1,18 +1,26 @@
 """Intake: the one door. Whatever the ingest, the same parse, checks, deduplication and errors."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
 
 from prometheus_client import Counter
 
 from gateway.errors import GatewayError, Problem
 from gateway.event import Defaults, Event, make_event
 from gateway.jsontext import parse
-from gateway.log import Appended, Expect, Fence, Log, Remember
+from gateway.log import Appended, DeadLetter, Expect, Fence, Log, Remember
+from gateway.logs import Sparing
 from gateway.metrics import Metrics
 from gateway.principal import Principal
 
-_MAX_PROBLEMS = 100  # faults told of one batch
+logger = logging.getLogger(__name__)
+
+_MAX_PROBLEMS: Final = 100  # faults told of one batch
+_MAX_REASON: Final = 1000  # characters: a reason may quote what came
+_BURIED_SECONDS: Final = 5.0  # between two lines about one origin's dead letters
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +35,21 @@ class Sizes:
 class Intake:
     """Makes events of bytes and appends them. `ingest` is the way in, as metrics call it."""
 
-    def __init__(self, log: Log, metrics: Metrics, sizes: Sizes, defaults: Defaults | None = None) -> None:
+    def __init__(
+        self,
+        log: Log,
+        metrics: Metrics,
+        sizes: Sizes,
+        defaults: Defaults | None = None,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.sizes = sizes
         self.defaults = defaults or Defaults()
         self._log = log
         self._metrics = metrics
+        self._monotonic = monotonic
+        self._buried: dict[str, Sparing] = {}  # lines, by origin
         self._accepted: dict[str, Counter] = {}  # by ingest: a look-up by label costs as much as the parse
 
     def event(self, data: bytes) -> Event:
@@ -83,3 +101,46 @@ class Intake:
         if appended.duplicates:
             self._metrics.ingested.labels(ingest, "duplicate").inc(appended.duplicates)
         return appended
+
+    async def bury(
+        self, ingest: str, origin: str, letters: Sequence[DeadLetter], *, fence: Fence | None = None
+    ) -> None:
+        """Puts messages aside that are no events; durable when it returns. Counted, and told in a line now and then.
+
+        `origin` is the configured channel pattern or stream, since it is a metric's label: never what came from
+        outside, which may stand in the letters' own. Raises as `Log.bury`.
+        """
+        if not letters:
+            return
+        await self.put_back(ingest, letters, fence=fence)
+        self._metrics.dead_letters.labels(origin).inc(len(letters))
+        sparing = self._buried.get(origin)
+        if sparing is None:
+            sparing = self._buried[origin] = Sparing(_BURIED_SECONDS, self._monotonic)
+        if count := sparing.take(len(letters)):
+            reason = letters[-1].reason[:_MAX_REASON]
+            logger.warning("%d of %s went to the dead letters, the last because %s", count, origin, reason)
+
+    async def put_back(
+        self, ingest: str, letters: Sequence[DeadLetter], *, fence: Fence | None = None
+    ) -> None:
+        """Stores letters that were no events this time, first or again; counts them as invalid.
+
+        Raises as `Log.bury`.
+        """
+        await self._log.bury([_storable(each) for each in letters], fence=fence)
+        self._metrics.ingested.labels(ingest, "invalid").inc(len(letters))
+
+
+def _storable(letter: DeadLetter) -> DeadLetter:
+    """The letter with texts that a log can keep: what is no Unicode is escaped, and the reason is of some length."""
+    return replace(
+        letter,
+        id=_unicode(letter.id),
+        origin=_unicode(letter.origin),
+        reason=_unicode(letter.reason[:_MAX_REASON]),
+    )
+
+
+def _unicode(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()

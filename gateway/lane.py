@@ -27,6 +27,9 @@ class Sink(Hashable, Protocol):
     def broken(self, error: Exception) -> None:
         """The write to this client raised; it shall leave."""
 
+    def scattered(self) -> None:
+        """The log no longer goes on from this client's place; it shall leave."""
+
 
 class Lane:
     """The live clients of one channel on one wire, and what they have not been sent yet."""
@@ -92,6 +95,11 @@ class Lane:
             self._parts.clear()
             self._times.clear()
         return position
+
+    def scatter(self) -> None:
+        """Has all clients leave, each from its place."""
+        for sink in list(self.sinks):
+            sink.scattered()
 
     def flush(self, budget: int) -> int:
         """Writes to at most about `budget` clients; returns to how many. Done when not `unfinished`."""

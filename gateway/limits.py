@@ -3,6 +3,7 @@
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Protocol
 
 _MAX_USERS = 10_000  # buckets kept; the one unused for longest is full again long before it is needed
 
@@ -29,6 +30,13 @@ class Bucket:
         return (1.0 - self._level) / self._rate
 
 
+class RateLimit(Protocol):
+    """How often each user may do something."""
+
+    async def take(self, user: str) -> float:
+        """Takes one of the user's and returns 0, or returns the seconds until there is one."""
+
+
 class Rates:
     """A bucket for each user, in bounded memory."""
 
@@ -37,8 +45,8 @@ class Rates:
         self._now = now
         self._buckets: OrderedDict[str, Bucket] = OrderedDict()
 
-    def take(self, user: str) -> float:
-        """As `Bucket.take`, of this user's."""
+    async def take(self, user: str) -> float:
+        """As `Bucket.take`, of this user's. Does not wait."""
         bucket = self._buckets.get(user)
         if bucket is None:
             bucket = self._buckets[user] = Bucket(self._rate, self._now)

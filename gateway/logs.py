@@ -5,8 +5,11 @@ cut out of every line, and control characters are escaped, so that no client wri
 """
 
 import logging
+import math
 import re
 import sys
+import time
+from collections.abc import Callable
 from typing import Final, Literal
 
 import orjson
@@ -40,6 +43,29 @@ def configure(log_format: Format | None = None) -> None:
         logger.propagate = name != "uvicorn.access"
         logger.setLevel(logging.WARNING)
     logging.getLogger("uvicorn.access").disabled = True
+
+
+class Sparing:
+    """Counts what would else be a line each: a line is said at most every `seconds`.
+
+    `now` gives seconds, from whatever moment.
+    """
+
+    def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic) -> None:
+        self._seconds = seconds
+        self._now = now
+        self._next = -math.inf
+        self._count = 0
+
+    def take(self, count: int = 1) -> int:
+        """How many a line stands for that is to be said now; 0 where it is too soon for one."""
+        self._count += count
+        now = self._now()
+        if self._count == 0 or now < self._next:
+            return 0
+        self._next = now + self._seconds
+        told, self._count = self._count, 0
+        return told
 
 
 def redact(text: str) -> str:

@@ -3,6 +3,7 @@
 import bisect
 import time
 from collections.abc import Iterator
+from itertools import groupby
 
 from prometheus_client import (
     CollectorRegistry,
@@ -81,6 +82,12 @@ class Metrics:
             ["ingest", "result"],
             registry=registry,
         )
+        self.dead_letters = Counter(
+            "gateway_dead_letters",
+            "Messages put aside, by the channel pattern, stream or webhook that the settings name.",
+            ["origin"],
+            registry=registry,
+        )
         self.delivered = Counter(
             "gateway_events_delivered", "Messages handed to sockets.", ["transport"], registry=registry
         )
@@ -113,8 +120,9 @@ class Metrics:
     def flushed(self, transport: str, accepted: list[int], clients: int) -> None:
         """A flush wrote messages of events accepted at these times (microseconds) to so many clients."""
         now = time.time()
-        for moment in accepted:
-            self.latency.observe(transport, max(0.0, now - moment / 1e6), clients)
+        for moment, group in groupby(accepted):  # what came in one append was accepted in one moment
+            count = sum(1 for _ in group)
+            self.latency.observe(transport, max(0.0, now - moment / 1e6), count * clients)
         self.delivered.labels(transport).inc(len(accepted) * clients)
 
     def render(self) -> bytes:

@@ -1,13 +1,19 @@
 """What operators and browsers ask of a node: probes, metrics, the board and its files."""
 
+import asyncio
 import mimetypes
 from pathlib import Path
+from typing import Final
 
 from starlette.responses import Response
 
 from gateway.errors import GatewayError
 from gateway.http import Call, JsonResponse
 from gateway.log import LogUnavailableError
+from gateway.node import Node
+from gateway.worker_metrics import merge
+
+_STORE_SECONDS: Final = 0.5  # well below what another worker waits for these metrics
 
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -35,11 +41,12 @@ async def livez(_call: Call) -> Response:
 async def readyz(call: Call) -> Response:
     """200 or 503, with each check and its reason."""
     node = call.node
-    store = await _check_store(call)
+    store = await _check_store(node)
+    ingests = next((f"{each.name}: {fault}" for each in node.ingests if (fault := each.fault())), None)
     draining = node.connections.draining
     checks: dict[str, dict[str, bool | str | None]] = {
         "store": {"ok": store is None, "reason": store},
-        "ingests": {"ok": True, "reason": None},
+        "ingests": {"ok": ingests is None, "reason": ingests},
         "draining": {"ok": not draining, "reason": "the gateway is about to stop" if draining else None},
     }
     ready = all(check["ok"] for check in checks.values())
@@ -48,23 +55,38 @@ async def readyz(call: Call) -> Response:
     )
 
 
-async def _check_store(call: Call) -> str | None:
+async def _check_store(node: Node) -> str | None:
     try:
-        reason = await call.log.check()
+        reason = await node.log.check()
     except LogUnavailableError as error:
         reason = str(error)
-    call.node.metrics.store_up.set(reason is None)
+    node.metrics.store_up.set(reason is None)
     return reason
 
 
 async def metrics(call: Call) -> Response:
+    """Of all workers of this machine."""
     node = call.node
     if not node.settings.ops_port:
         call.principal.require_admin()
-    await _check_store(call)
+    if node.workers is None:
+        body = await exposition(node)
+    else:
+        own, others = await asyncio.gather(exposition(node), node.workers.others())
+        body = merge([own, *others])
+    return Response(body, media_type="text/plain; version=0.0.4")
+
+
+async def exposition(node: Node) -> bytes:
+    """This process's metrics as of now; a store that takes its time counts as down."""
+    try:
+        async with asyncio.timeout(_STORE_SECONDS):
+            await _check_store(node)
+    except TimeoutError:
+        node.metrics.store_up.set(0)
     node.metrics.channels.set(len(node.hub.channels))
-    node.metrics.log_lag.set(max(0, call.log.head - node.hub.position))
-    return Response(node.metrics.render(), media_type="text/plain; version=0.0.4")
+    node.metrics.log_lag.set(max(0, node.log.head - node.hub.position))
+    return node.metrics.render()
 
 
 async def board(_call: Call) -> Response:

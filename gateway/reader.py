@@ -35,13 +35,14 @@ class Batch:
 
 @dataclass(slots=True)
 class Reader:
-    """A place in the log, and how to go on from it. `offset` and `snapshot` are the place."""
+    """A place in the log, and how to go on from it. `epoch`, `offset` and `snapshot` are the place."""
 
     log: Log
     hub: Hub
     channel: Channel
     offset: int
     snapshot: int | None = None
+    epoch: str = field(kw_only=True)
     _lost: Lost | None = None
     _floating: bool = False
     _index: frozenset[str] = frozenset()
@@ -53,7 +54,23 @@ class Reader:
         """A reader for a new subscription. `index` are the paths by which latest events are found."""
         place = start.offset if start.snapshot is None else start.snapshot
         reason: Literal["evicted", "slow"] = "slow" if log.first <= place + 1 else "evicted"
-        return cls(log, hub, channel, start.offset, start.snapshot, start.lost, start.floating, index, reason)
+        return cls(
+            log,
+            hub,
+            channel,
+            start.offset,
+            start.snapshot,
+            start.lost,
+            start.floating,
+            index,
+            reason,
+            epoch=hub.epoch,
+        )
+
+    @property
+    def place(self) -> str:
+        """The place as a cursor."""
+        return self.hub.cursors.encode(self.epoch, self.offset, self.snapshot)
 
     @property
     def untold(self) -> Lost | None:
@@ -62,7 +79,7 @@ class Reader:
 
     def can_finish(self, upto: int) -> bool:
         """Whether the way to `upto` is short and in memory, so that `finish` may walk it in this turn."""
-        if self._lost is not None or self.snapshot is not None:
+        if self._lost is not None or self.snapshot is not None or self.epoch != self.hub.epoch:
             return False
         return upto <= self.offset or (self.hub.tail.covers(self.offset) and upto - self.offset <= PAGE)
 
@@ -76,12 +93,22 @@ class Reader:
 
     async def read(self, upto: int, limit: int = PAGE) -> Batch:
         """The next page, no further than `upto` (None of it is told twice, whenever this is cancelled)."""
+        if self.epoch != self.hub.epoch:
+            self._enter_other_log()
         if self._lost is not None:
             lost, self._lost = self._lost, None
             return Batch(lost=lost)
         if self.snapshot is not None:
             return await self._read_snapshot(self.snapshot, limit)
         return await self._read_log(upto, limit)
+
+    def _enter_other_log(self) -> None:
+        """The place is one in a log that is gone: all that lies before the new one's head may be missing."""
+        lost_from = self._lost.lost_from if self._lost is not None else self.place
+        self._lost = Lost(lost_from, self.hub.position, "epoch")
+        self.epoch, self.offset, self.snapshot = self.hub.epoch, self.hub.position, None
+        self._floating, self._reason = False, "slow"
+        self._newest.clear()
 
     async def _read_snapshot(self, start: int, limit: int) -> Batch:
         entries = await self.log.latest(self._lookup(), after=self.offset, upto=start, limit=limit)
@@ -125,7 +152,7 @@ class Reader:
         return Lost(self._cursor(lost_from), to, self._reason)
 
     def _cursor(self, offset: int) -> str:
-        return self.hub.cursor_of(offset)
+        return self.hub.cursors.encode(self.epoch, offset)
 
     # Which entries are messages
 

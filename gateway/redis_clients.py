@@ -1,17 +1,28 @@
 """RedisClients: the Redis that a URL names, with one client for each kind of use.
 
 redis-py repeats every command up to ten times and gives up reading after five seconds, writes and blocking reads
-included, so each kind of use has its own timeouts and its own number of tries.
+included, so each kind of use has its own timeouts and its own number of tries. What timed out is never repeated: a
+Redis that hangs is given up after one timeout.
 """
 
-import ssl
+from collections.abc import Sequence
 from typing import Any, Final
-from urllib.parse import urlsplit
 
+import hiredis
 import redis.asyncio as aioredis
 from redis import exceptions
+from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import (
+    Sentinel,
+    SentinelConnectionPool,
+    SentinelManagedConnection,
+    SentinelManagedSSLConnection,
+)
 from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
+
+from gateway.redis_errors import CUT, SILENT, explain
+from gateway.redis_url import RedisUrl, parse_redis_url
 
 CONNECT_SECONDS: Final = 3.0
 COMMAND_SECONDS: Final = 3.0
@@ -19,50 +30,205 @@ WRITE_SECONDS: Final = 5.0
 BLOCK_MS: Final = 2000  # how long a blocking read waits on the server
 BLOCK_SECONDS: Final = 10.0  # how long it may take until it is given up
 MIN_VERSION: Final = (7, 0)
+_REPETITIONS: Final = 3  # of short commands whose connection was lost
+_MAX_CONNECTIONS: Final = 64  # of each client; who needs one more waits
+_TAG: Final = "{gateway}"  # of all keys of the log, and of its channel
+
+UNREACHABLE: Final = (exceptions.RedisError, exceptions.RedisClusterException, OSError, TimeoutError)
 
 
 class RedisRefusedError(Exception):
     """The Redis cannot be used as it is, and no repetition mends that. The message says why, in one line."""
 
 
+class _Packing:
+    """Has commands packed by hiredis: redis-py's own way takes a third of an ingest's CPU."""
+
+    def pack_command(self, *args: Any) -> list[bytes]:
+        return [hiredis.pack_command(args)]
+
+
+class _Connection(_Packing, aioredis.Connection):
+    pass
+
+
+class _TlsConnection(_Packing, aioredis.SSLConnection):
+    pass
+
+
+class _SentinelConnection(_Packing, SentinelManagedConnection):
+    pass
+
+
+class _SentinelTlsConnection(_Packing, SentinelManagedSSLConnection):
+    pass
+
+
 class RedisClients:
-    """Clients of one Redis. `name` is where it is, without user and password, as messages tell it."""
+    """Clients of one Redis. `name` is where it is, without user and password, as messages tell it.
+
+    `commands` repeats what failed for want of a connection and is for what may be done twice; `writes` never
+    repeats; `blocking` waits longer than a command blocks. All raise what redis-py raises: see UNREACHABLE.
+    """
 
     def __init__(self, url: str) -> None:
-        self._url = url
-        parts = urlsplit(url)
-        self.name = f"Redis at {parts.hostname}:{parts.port or 6379}"
-        self.commands: aioredis.Redis = self._client(COMMAND_SECONDS, retries=3)
-        self.writes: aioredis.Redis = self._client(WRITE_SECONDS, retries=0)
-        self.blocking: aioredis.Redis = self._client(BLOCK_SECONDS, retries=0)
+        """Raises ValueError for a URL that names no Redis."""
+        self._url = parse_redis_url(url)
+        self.name = f"Redis at {self._url}"
+        self._sentinels: list[Any] = []
+        self._reached = False  # whether it has ever answered
+        self.commands: Any = self._client(COMMAND_SECONDS, retries=_REPETITIONS)
+        self.writes: Any = self._client(WRITE_SECONDS, retries=0)
+        self.blocking: Any = self._client(BLOCK_SECONDS, retries=0)
+        self._listening: list[Any] = []  # the clients of subscribers
 
-    def _client(self, seconds: float, *, retries: int) -> aioredis.Redis:
-        """`retries` repeat what failed for want of a connection; what timed out is never repeated."""
-        backoff = ExponentialWithJitterBackoff(cap=0.5, base=0.02) if retries else NoBackoff()
-        client: aioredis.Redis = aioredis.Redis.from_url(
-            self._url,
-            protocol=2,
-            socket_timeout=seconds,
-            socket_connect_timeout=CONNECT_SECONDS,
-            retry=Retry(backoff, retries, (ConnectionError, exceptions.ConnectionError)),
-            health_check_interval=0,
+    def _client(self, seconds: float, *, retries: int) -> Any:
+        options = _options(self._url, seconds, retries)
+        if self._url.kind == "single":
+            return _plain(self._url, self._url.hosts[0], options)
+        if self._url.kind == "sentinel":
+            return self._master(options)
+        nodes = [ClusterNode(host, port) for host, port in self._url.hosts]
+        # Its own repetitions find the slots again after a failover: for what redis-py calls errors of the cluster.
+        return aioredis.RedisCluster(
+            startup_nodes=nodes, max_connections=_MAX_CONNECTIONS, **options, **_tls(self._url)
         )
-        return client
 
-    def pubsub(self) -> Any:
-        """A subscriber of its own connection, which does not reconnect by itself."""
-        return self.blocking.pubsub(ignore_subscribe_messages=False)
+    def _master(self, options: dict[str, Any]) -> Any:
+        tls = self._url.tls
+        make: Any = Sentinel  # which has no types
+        sentinel = make(
+            list(self._url.hosts),
+            sentinel_kwargs={
+                "socket_timeout": CONNECT_SECONDS,
+                "socket_connect_timeout": CONNECT_SECONDS,
+                "retry": Retry(NoBackoff(), 0),
+                **_tls(self._url),
+            },
+            connection_class=_SentinelTlsConnection if tls else _SentinelConnection,
+            db=self._url.db,
+            max_connections=_MAX_CONNECTIONS,
+            **options,
+            **{name: value for name, value in _tls(self._url).items() if name != "ssl"},
+        )
+        self._sentinels.append(sentinel)
+        return sentinel.master_for(self._url.service, connection_pool_class=SentinelConnectionPool)
 
-    async def check(self) -> None:
-        """Whether this Redis can be used. Raises RedisRefusedError, or what the connection raises."""
+    async def pubsub(self) -> Any:
+        """A subscriber on a connection of its own, which does not reconnect by itself.
+
+        In a cluster it is with the node of the log's own channel, on every gateway alike, so that all hear the same
+        messages in the same order.
+        """
+        client = self.blocking
+        if self._url.kind == "cluster":
+            client = await self._node_client(BLOCK_SECONDS)
+            self._listening.append(client)
+        return client.pubsub(ignore_subscribe_messages=False)
+
+    async def _node_client(self, seconds: float) -> Any:
+        """A client of the cluster's node that has the log."""
+        await self.commands.initialize()
+        node = self.commands.get_node_from_key(_TAG)
+        return _plain(self._url, (node.host, node.port), _options(self._url, seconds, 0))
+
+    async def check(self) -> Sequence[str]:
+        """Whether this Redis can be used; returns what speaks against it, a line each.
+
+        Raises RedisRefusedError where it cannot be used, and what the connection raises.
+        """
+        cluster = self._url.kind == "cluster"
+        client = await self._node_client(COMMAND_SECONDS) if cluster else self.commands
+        try:
+            facts = {
+                name: await client.info(name)
+                for name in ("server", "replication", "cluster", "memory", "persistence")
+            }
+        finally:
+            if cluster:
+                await client.aclose()
+        self._reached = True
+        self._check_facts({key: value for each in facts.values() for key, value in each.items()})
+        return self._warnings(facts["memory"], facts["persistence"])
+
+    def _check_facts(self, facts: dict[str, Any]) -> None:
+        version = str(facts.get("redis_version", "0"))
+        if tuple(int(each) for each in version.split(".")[:2] if each.isdecimal()) < MIN_VERSION:
+            raise RedisRefusedError(f"{self.name} has version {version}: 7.0 or later is needed")
+        if facts.get("role") != "master":
+            raise RedisRefusedError(
+                f"{self.name} is a replica, which takes no writes: name its master, or its Sentinels"
+            )
+        is_cluster = bool(facts.get("cluster_enabled"))
+        if is_cluster != (self._url.kind == "cluster"):
+            raise RedisRefusedError(
+                f"{self.name} is a node of a cluster: write redis+cluster://"
+                if is_cluster
+                else f"{self.name} is no cluster: write redis://"
+            )
+
+    def _warnings(self, memory: dict[str, Any], persistence: dict[str, Any]) -> list[str]:
+        warnings = []
+        policy = str(memory.get("maxmemory_policy", "noeviction"))
+        if policy != "noeviction":
+            warnings.append(
+                f"{self.name} may drop parts of the log: maxmemory-policy is {policy}, not noeviction"
+            )
+        if not persistence.get("aof_enabled"):
+            warnings.append(
+                f"{self.name} loses what it was told last when it dies: set appendonly yes and appendfsync always"
+            )
+        return warnings
 
     async def aclose(self) -> None:
-        for client in (self.commands, self.writes, self.blocking):
+        for client in (self.commands, self.writes, self.blocking, *self._listening):
             await client.aclose()
+        for sentinel in self._sentinels:
+            for each in sentinel.sentinels:
+                await each.aclose()
 
     def explain(self, error: BaseException) -> str:
         """One line for an exception, without secrets."""
-        return f"{self.name}: {' '.join(str(error).split()) or type(error).__name__}"
+        reason = explain(error)
+        if not self._reached and reason == CUT and not self._url.tls:
+            reason += ": if it speaks TLS, write rediss:// in place of redis://"
+        if not self._reached and reason == SILENT and self._url.tls:
+            reason += ": if it does not speak TLS, write redis:// in place of rediss://"
+        return f"{self.name}: {reason}"
 
 
-UNREACHABLE: Final = (exceptions.RedisError, OSError, TimeoutError, ssl.SSLError)
+def _options(url: RedisUrl, seconds: float, retries: int) -> dict[str, Any]:
+    """What all connections have in common. `retries` repeat what failed for want of a connection, and that alone."""
+    backoff = ExponentialWithJitterBackoff(cap=0.5, base=0.02) if retries else NoBackoff()
+    return {
+        "username": url.username,
+        "password": url.password,
+        "protocol": 2,
+        "socket_timeout": seconds,
+        "socket_connect_timeout": CONNECT_SECONDS,
+        "retry": Retry(backoff, retries, (exceptions.ConnectionError,)),
+        "health_check_interval": 0,
+    }
+
+
+def _tls(url: RedisUrl) -> dict[str, Any]:
+    return {"ssl": True, **_verified(url)} if url.tls else {}
+
+
+def _verified(url: RedisUrl) -> dict[str, Any]:
+    """The certificate is always looked at, and the name in it."""
+    return {"ssl_cert_reqs": "required", "ssl_check_hostname": True, **dict(url.tls_files)}
+
+
+def _plain(url: RedisUrl, host: tuple[str, int], options: dict[str, Any]) -> Any:
+    pool: Any = aioredis.BlockingConnectionPool(
+        host=host[0],
+        port=host[1],
+        db=url.db,
+        connection_class=_TlsConnection if url.tls else _Connection,
+        max_connections=_MAX_CONNECTIONS,
+        timeout=options["socket_timeout"],
+        **options,
+        **(_verified(url) if url.tls else {}),
+    )
+    return aioredis.Redis.from_pool(pool)

@@ -14,14 +14,15 @@ import uvloop
 
 from gateway import __version__
 from gateway.app import Gateway
+from gateway.listeners import BACKLOG, listen, url_of
 from gateway.logs import redact
 from gateway.node import Node
 from gateway.protocols import Config, Timeouts
 from gateway.settings import Settings
+from gateway.workers import Supervisor, Worker
 
 logger = logging.getLogger(__name__)
 
-BACKLOG = 4096
 SHUTDOWN_SECONDS = 8  # for requests that are still running when the drain is over
 KEEP_ALIVE_SECONDS = 15
 # Events are born by the thousand and die by counting references: with Python's own 700 the collector takes a
@@ -68,8 +69,16 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
         if self.should_exit:
-            self.force_exit = True
+            self.stop()
+        self.drain()
+
+    def drain(self) -> None:
+        """As the first signal. Idempotent."""
         self.should_exit = True
+
+    def stop(self) -> None:
+        """As the second signal."""
+        self.should_exit = self.force_exit = True
 
 
 def make_config(gateway: Gateway, settings: Settings) -> Config:
@@ -96,47 +105,20 @@ def make_config(gateway: Gateway, settings: Settings) -> Config:
     )
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket of this process's own. Raises OSError, which names the address."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        address = socket.getaddrinfo(host, port, family if host != "localhost" else 0, socket.SOCK_STREAM)[0]
-        sock = socket.socket(address[0], socket.SOCK_STREAM)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(address[4])
-            sock.listen(BACKLOG)
-        except OSError:
-            sock.close()
-            raise
-    except OSError as error:
-        raise OSError(f"cannot listen on {host}, port {port}: {error.strerror or error}") from None
-    sock.setblocking(False)
-    return sock
-
-
-def url_of(sock: socket.socket, settings: Settings) -> str:
-    host, port = sock.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    return f"{'https' if settings.tls_cert else 'http'}://{shown}:{port}{settings.root_path}/"
-
-
-def run(settings: Settings) -> int:
-    """Serves until a signal; returns the exit code.
+def run(settings: Settings, worker: Worker | None = None) -> int:
+    """Serves until a signal, as one of several processes where `worker` says so; returns the exit code.
 
     Raises LogCorruptError, LogUnavailableError or OSError where it cannot start.
     """
     gc.freeze()  # the modules: never garbage, so never to be looked at again
     gc.set_threshold(*GC_THRESHOLDS)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(settings))
+        return runner.run(_serve(settings) if worker is None else _serve_as(worker, settings))
 
 
 async def _serve(settings: Settings) -> int:
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(listen(settings.host, settings.port))]
-        if settings.ops_port:
-            sockets.append(stack.enter_context(listen(settings.host, settings.ops_port)))
+        sockets = _listen(stack, settings, shared=False)
         gateway = Gateway(settings)
         async with gateway.running() as node:
             logger.info(
@@ -148,3 +130,24 @@ async def _serve(settings: Settings) -> int:
             await Server(make_config(gateway, settings), node).serve(sockets)
             logger.info("stopped")
     return 0
+
+
+async def _serve_as(worker: Worker, settings: Settings) -> int:
+    """Listens when it can serve and no sooner: the kernel deals connections out to whoever listens."""
+    gateway = Gateway(settings, worker)
+    with contextlib.closing(Supervisor(worker)) as supervisor:
+        async with gateway.running() as node:
+            server = Server(make_config(gateway, settings), node)
+            with contextlib.ExitStack() as stack:
+                sockets = _listen(stack, settings, shared=True)
+                obeying = asyncio.create_task(supervisor.obey(server.drain, server.stop))
+                supervisor.ready()
+                await server.serve(sockets)
+                obeying.cancel()
+    return 0
+
+
+def _listen(stack: contextlib.ExitStack, settings: Settings, *, shared: bool) -> list[socket.socket]:
+    """The sockets, which `stack` closes: the public one first."""
+    ports = [settings.port, *([settings.ops_port] if settings.ops_port else [])]
+    return [stack.enter_context(listen(settings.host, port, shared=shared)) for port in ports]

@@ -26,11 +26,12 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gateway.keys import MIN_SECRET_BYTES, public_key, secret_key
 from gateway.origins import Origins, is_loopback
+from gateway.redis_url import is_redis_url, parse_redis_url
 
 PREFIX: Final = "GATEWAY_"
+_OF_COMMANDS: Final = frozenset({"url", "token"})  # for the commands that talk to a running gateway
 _UNITS: Final = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)", re.ASCII)
-_REDIS_SCHEMES: Final = ("redis", "rediss")
 # What Kubernetes sets in every pod for a Service: GATEWAY_SERVICE_HOST, GATEWAY_PORT_8000_TCP_ADDR, …
 _KUBERNETES = re.compile(r"GATEWAY_(.*_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_\d+_(TCP|UDP|SCTP)(_.*)?)?)")
 
@@ -138,9 +139,13 @@ class Settings(BaseSettings):
         return bool(self.jwt_secret or self.jwt_public_key or self.jwks_url)
 
     @property
+    def has_redis_store(self) -> bool:
+        return is_redis_url(self.store)
+
+    @property
     def redis_url(self) -> str | None:
         """Where the Redis ingests listen; None where there is no Redis."""
-        return self.ingest_redis or (self.store if _is_redis(self.store) else None)
+        return self.ingest_redis or (self.store if self.has_redis_store else None)
 
     @model_validator(mode="before")
     @classmethod
@@ -157,9 +162,11 @@ class Settings(BaseSettings):
     def _check_store(cls, value: str) -> str:
         if value == "memory:" or (value.startswith("sqlite:") and value != "sqlite:"):
             return value
-        if _is_redis(value):
+        if is_redis_url(value):
             return _checked_redis(value)
-        raise ValueError("must be sqlite:PATH, memory:, redis://HOST:PORT/DB or rediss://HOST:PORT/DB")
+        raise ValueError(
+            "must be sqlite:PATH, memory:, redis://HOST:PORT/DB, rediss://…, redis+sentinel://… or redis+cluster://…"
+        )
 
     @field_validator("ingest_redis")
     @classmethod
@@ -226,8 +233,10 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if self.workers > 1 and not _is_redis(self.store):
+        if self.workers > 1 and not self.has_redis_store:
             raise ValueError("GATEWAY_WORKERS: more than one worker needs a Redis store: set GATEWAY_STORE")
+        if self.ops_port and self.ops_port == self.port:
+            raise ValueError("GATEWAY_OPS_PORT: must be another port than GATEWAY_PORT")
         if (self.tls_cert is None) != (self.tls_key is None):
             missing = "CERT" if self.tls_cert is None else "KEY"
             raise ValueError(f"GATEWAY_TLS_{missing}: is missing: TLS needs a certificate and its key")
@@ -357,7 +366,8 @@ def unknown_names(environ: Mapping[str, str]) -> list[str]:
 
 
 def _is_known(name: str) -> bool:
-    return name.upper().removeprefix(PREFIX).lower() in Settings.model_fields
+    field = name.upper().removeprefix(PREFIX).lower()
+    return field in Settings.model_fields or field in _OF_COMMANDS
 
 
 def _hint(name: str) -> str:
@@ -369,14 +379,8 @@ def _is_list(field: FieldInfo | None) -> bool:
     return field is not None and field.annotation == tuple[str, ...]
 
 
-def _is_redis(url: str) -> bool:
-    return url.partition("://")[0] in _REDIS_SCHEMES
-
-
 def _checked_redis(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in _REDIS_SCHEMES or not parts.hostname or parts.port == 0:
-        raise ValueError("must be redis://HOST:PORT/DB or rediss://HOST:PORT/DB")
+    parse_redis_url(url)
     return url
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 from gateway.cursor import Cursors, Place
 from gateway.errors import GatewayError
 from gateway.event import is_rfc3339
-from gateway.log import Log
+from gateway.log import Log, LogUnavailableError
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC).replace(tzinfo=None)
 
@@ -100,9 +100,15 @@ def _microseconds(text: str) -> int:
 
 
 async def resolve(since: Since, log: Log, cursors: Cursors, head: int) -> Start:
-    """The place where a subscription starts. `head` is the hub's position. "live" is the caller's matter."""
+    """The place where a subscription starts. `head` is the hub's position. "live" is the caller's matter.
+
+    Raises LogUnavailableError, also where the log is lost meanwhile.
+    """
     if isinstance(since, FromTime):
+        epoch = log.epoch
         offset = min(await log.offset_at(since.accepted), head)
+        if log.epoch != epoch:
+            raise LogUnavailableError("the log was lost meanwhile")
         return Start(offset, cursors.encode(log.epoch, offset), floating=True)
     if isinstance(since, AfterCursor):
         return _after(since, log, cursors, head)

@@ -2,9 +2,12 @@
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import uvicorn
+
+from tests.support.redis_server import RedisFactory, RedisServer
 
 _HANDLE_EXIT = uvicorn.Server.handle_exit
 
@@ -18,3 +21,19 @@ def _sse_starlette_forgotten() -> Iterator[None]:
     if module is not None:
         module.AppStatus.should_exit = False
         uvicorn.Server.handle_exit = _HANDLE_EXIT  # type: ignore[method-assign]
+
+
+@pytest.fixture
+def redis_factory(tmp_path: Path) -> Iterator[RedisFactory]:
+    """Starts as many Redis servers, Sentinels and clusters as the test wants, and kills them after it."""
+    factory = RedisFactory(tmp_path)
+    try:
+        yield factory
+    finally:
+        factory.kill9()
+
+
+@pytest.fixture
+def redis_server(redis_factory: RedisFactory) -> RedisServer:
+    """A Redis of the test's own: empty, without a password, with nothing persisted."""
+    return redis_factory.server()

@@ -1,7 +1,7 @@
 """All streaming clients of a node: who is let in, how long they stay, and how they are sent away."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable
 
 import pytest
 
@@ -29,14 +29,16 @@ class Node:
     def __init__(self, *, total: int = 1000, per_token: int = 100) -> None:
         self.clock = Clock()
         self.metrics = Metrics()
-        hub = Hub(Flusher(Schedule(), 0), lambda offset: f"e.{offset}")
-        hub.begin(0)
+        hub = Hub(Flusher(Schedule(), 0), Cursors())
+        hub.begin("e", 0)
         log = SqliteLog(None, retention=Retention())
         self.streams = Streams(log, hub, Cursors(), frozenset(), self.metrics)
         self.connections = Connections(Limits(total, per_token), self.metrics, now=self.clock)
 
-    def connect(self, principal: Principal | None = OPEN, *, sse: bool = False) -> tuple[Connection, Peer]:
-        self.connections.admit(principal)
+    async def connect(
+        self, principal: Principal | None = OPEN, *, sse: bool = False
+    ) -> tuple[Connection, Peer]:
+        await self.connections.admit(principal)
         peer = Peer()
         connection = Connection(self.streams, peer, Blocks() if sse else Lines(), principal)
         self.connections.add(connection)
@@ -51,9 +53,9 @@ def user(sub: str = "ann", *, left: float = 600, admin: bool = False) -> Princip
     return Principal(sub=sub, expires=NOON + left, subscribe=TYPE_A, admin=admin)
 
 
-def code_of(call: Callable[[], object]) -> str:
+async def code_of(call: Awaitable[object]) -> str:
     with pytest.raises(GatewayError) as caught:
-        call()
+        await call
     return caught.value.code
 
 
@@ -63,56 +65,56 @@ def code_of(call: Callable[[], object]) -> str:
 async def test_a_node_takes_so_many_connections() -> None:
     """Streams and polls together; who leaves makes room."""
     node = Node(total=3)
-    first, _ = node.connect()
-    node.connect()
-    with node.connections.poll(OPEN):
-        assert code_of(node.connect) == "too_many_connections"
-    node.connect()
-    assert code_of(node.connect) == "too_many_connections"
+    first, _ = await node.connect()
+    await node.connect()
+    async with node.connections.poll(OPEN):
+        assert await code_of(node.connect()) == "too_many_connections"
+    await node.connect()
+    assert await code_of(node.connect()) == "too_many_connections"
     node.connections.remove(first)
-    node.connect()
+    await node.connect()
     assert len(node.connections) == 3
 
 
 async def test_a_token_takes_so_many() -> None:
     """Counted by its user; others are not concerned, and without keys there is no such limit."""
     node = Node(per_token=2)
-    first, _ = node.connect(user())
-    with node.connections.poll(user()):
-        assert code_of(lambda: node.connect(user())) == "too_many_connections"
-        node.connect(user("bob"))
-    node.connect(user())
-    assert code_of(lambda: node.connect(user())) == "too_many_connections"
+    first, _ = await node.connect(user())
+    async with node.connections.poll(user()):
+        assert await code_of(node.connect(user())) == "too_many_connections"
+        await node.connect(user("bob"))
+    await node.connect(user())
+    assert await code_of(node.connect(user())) == "too_many_connections"
     node.connections.remove(first)
     node.connections.remove(first)
-    node.connect(user())
-    assert code_of(lambda: node.connect(user())) == "too_many_connections"
+    await node.connect(user())
+    assert await code_of(node.connect(user())) == "too_many_connections"
     for _ in range(5):
-        node.connect(OPEN)
+        await node.connect(OPEN)
 
 
 async def test_who_says_who_it_is_later_is_counted_then() -> None:
     """It took a place on the node before, and takes one of its user's now."""
     node = Node(per_token=1)
-    early, _ = node.connect(None)
-    late, _ = node.connect(None)
-    node.connections.identify(early, user())
-    assert code_of(lambda: node.connections.identify(late, user())) == "too_many_connections"
+    early, _ = await node.connect(None)
+    late, _ = await node.connect(None)
+    await node.connections.identify(early, user())
+    assert await code_of(node.connections.identify(late, user())) == "too_many_connections"
     assert late.principal is None
     node.connections.remove(early)
-    node.connections.identify(late, user())
+    await node.connections.identify(late, user())
 
 
 async def test_counters_follow_connections() -> None:
     """Open ones by transport, closed ones by code; a code that a client made up is `other`."""
     node = Node()
     for number, sse in ((1000, False), (4200, True), (4999, False)):
-        connection, _ = node.connect(sse=sse)
+        connection, _ = await node.connect(sse=sse)
         connection.code = number
         node.connections.remove(connection)
         node.connections.remove(connection)
-    node.connect()
-    with node.connections.poll(OPEN):
+    await node.connect()
+    async with node.connections.poll(OPEN):
         assert node.series('gateway_connections{transport="longpoll"}') == 1
     assert node.series('gateway_connections{transport="websocket"}') == 1
     assert node.series('gateway_connections{transport="sse"}') == 0
@@ -134,12 +136,12 @@ async def test_counters_follow_connections() -> None:
 async def test_a_client_is_warned_and_then_sent_away() -> None:
     """30 s before its token expires; then 4200."""
     node = Node()
-    _, peer = node.connect(user(left=30))
+    _, peer = await node.connect(user(left=30))
     await until(lambda: peer.messages)
     assert peer.messages == [{"op": "expiring", "in": 30}]
     assert peer.closed is None
     node = Node()
-    _, peer = node.connect(user(left=10))
+    _, peer = await node.connect(user(left=10))
     node.clock.now += 10
     await until(lambda: peer.closed)
     assert peer.messages == [{"op": "expiring", "in": 0}]
@@ -149,8 +151,8 @@ async def test_a_client_is_warned_and_then_sent_away() -> None:
 async def test_a_newer_token_takes_its_place() -> None:
     """The stream lives on; a token without an end needs no timer."""
     node = Node()
-    connection, peer = node.connect(user(left=10))
-    node.connections.identify(connection, user(left=1000))
+    connection, peer = await node.connect(user(left=10))
+    node.connections.renew(connection, user(left=1000))
     node.clock.now += 10
     for _ in range(5):
         await asyncio.sleep(0)
@@ -162,15 +164,16 @@ async def test_a_newer_token_takes_its_place() -> None:
 async def test_a_newer_token_has_the_same_user_and_filters(newer: Principal) -> None:
     """What the connection has subscribed to stands under the old ones."""
     node = Node()
-    connection, _ = node.connect(user())
-    assert code_of(lambda: node.connections.identify(connection, newer)) == "forbidden"
+    connection, _ = await node.connect(user())
+    with pytest.raises(GatewayError, match="forbidden"):
+        node.connections.renew(connection, newer)
     assert connection.principal == user()
 
 
 async def test_a_connection_that_is_gone_is_not_warned() -> None:
     """Its timer goes with it."""
     node = Node()
-    connection, peer = node.connect(user(left=10))
+    connection, peer = await node.connect(user(left=10))
     node.connections.remove(connection)
     node.clock.now += 10
     for _ in range(5):
@@ -181,7 +184,7 @@ async def test_a_connection_that_is_gone_is_not_warned() -> None:
 async def test_a_revocation_ends_what_it_concerns() -> None:
     """At once, with 4001, and says how many; who has not said who it is, is not concerned."""
     node = Node()
-    peers = [node.connect(each)[1] for each in (user(), user("bob"), None, user())]
+    peers = [(await node.connect(each))[1] for each in (user(), user("bob"), None, user())]
     assert node.connections.revoke(lambda principal: principal.sub == "ann") == 2
     assert [peer.closed for peer in peers] == [(4001, "token revoked"), None, None, (4001, "token revoked")]
 
@@ -194,7 +197,7 @@ async def test_everybody_is_served_once_a_round() -> None:
     node = Node()
     served: list[Connection] = []
     heartbeat = Heartbeat(20, served.append)
-    connections = [node.connect()[0] for _ in range(200)]
+    connections = [(await node.connect())[0] for _ in range(200)]
     for connection in connections:
         heartbeat.add(connection)
     for connection in connections[:50]:
@@ -224,7 +227,7 @@ async def test_who_goes_while_it_is_served_disturbs_nobody() -> None:
 
     heartbeat = Heartbeat(20, beat)
     for _ in range(100):
-        heartbeat.add(node.connect()[0])
+        heartbeat.add((await node.connect())[0])
     for _ in range(80):
         heartbeat.tick()
     assert len(served) == 100
@@ -237,20 +240,20 @@ async def test_who_goes_while_it_is_served_disturbs_nobody() -> None:
 async def test_a_drain_sends_everybody_away(seconds: float) -> None:
     """With 1012 and when to come back, each at a time of its own; and nobody is let in."""
     node = Node()
-    peers = [node.connect()[1] for _ in range(100)]
+    peers = [(await node.connect())[1] for _ in range(100)]
     await node.connections.drain(seconds)
     assert {peer.closed for peer in peers} == {(1012, "service restart")}
     after = {peer.messages[0]["after_ms"] for peer in peers}
     assert len(after) > 10
     assert all(1000 <= each <= 5000 for each in after)
     assert node.connections.draining
-    assert code_of(node.connect) == "draining"
+    assert await code_of(node.connect()) == "draining"
 
 
 async def test_a_drain_is_spread_over_its_time() -> None:
     """While it runs some are gone and some are not."""
     node = Node()
-    peers = [node.connect()[1] for _ in range(100)]
+    peers = [(await node.connect())[1] for _ in range(100)]
     drain = asyncio.create_task(node.connections.drain(0.2))
     await until(lambda: sum(bool(peer.closed) for peer in peers) > 20)
     assert not all(peer.closed for peer in peers)

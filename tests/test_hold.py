@@ -14,6 +14,9 @@ class Client:
     def broken(self, error: Exception) -> None:
         raise error
 
+    def scattered(self) -> None:
+        raise AssertionError("no log is lost here")
+
 
 class Desk:
     """A lane with one client; `coming` is what the log says of events on their way."""

@@ -6,6 +6,7 @@ import orjson
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.cursor import Cursors
 from gateway.filters import parse_filter
 from gateway.hub import Channel, Hub
 from gateway.lane import Flusher
@@ -21,8 +22,8 @@ class Node:
 
     def __init__(self) -> None:
         self.schedule = Schedule()
-        self.hub = Hub(Flusher(self.schedule, 0), lambda offset: f"e.{offset}")
-        self.hub.begin(0)
+        self.hub = Hub(Flusher(self.schedule, 0), Cursors())
+        self.hub.begin("e", 0)
         self.history = History()
 
     def open(self, filter_: Any = None, **options: bool) -> Channel:
@@ -36,7 +37,9 @@ class Node:
 class Client:
     def __init__(self, node: Node, channel: Channel) -> None:
         self.text = b""
-        node.hub.lane(channel, LINES).join(self, self.write)
+        self.lost: int | None = None
+        self.lane = node.hub.lane(channel, LINES)
+        self.lane.join(self, self.write)
 
     def write(self, data: bytes) -> None:
         self.text += data
@@ -44,11 +47,26 @@ class Client:
     def broken(self, error: Exception) -> None:
         raise error
 
+    def scattered(self) -> None:
+        self.lost = self.lane.leave(self)
+
     @property
     def told(self) -> list[str]:
         """What came, as `event 1`, `leave 2`."""
         messages = [orjson.loads(line) for line in self.text.splitlines()]
         return [f"{each['op']} {each['cursor'].partition('.')[2]}" for each in messages]
+
+
+def test_a_log_that_is_another_one_sends_everybody_away() -> None:
+    """Who was live leaves at the place up to which it was written to; the hub goes on after the new head."""
+    node = Node()
+    clients = [Client(node, node.open(PAID)), Client(node, node.open())]
+    node.publish(body_of(data={"status": "paid"}), body_of(data={"status": "new"}))
+    node.hub.reset("f", 1)
+    assert [client.lost for client in clients] == [2, 2]
+    assert node.hub.cursor_of(node.hub.position) == "f.1"
+    assert node.hub.tail.covers(1)
+    assert not node.hub.tail.covers(0)
 
 
 def test_equal_filters_are_one_channel() -> None:

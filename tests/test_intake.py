@@ -9,7 +9,7 @@ import pytest
 from gateway.errors import GatewayError
 from gateway.event import Defaults
 from gateway.intake import Intake, Sizes
-from gateway.log import Appended, LogStats, Retention
+from gateway.log import Appended, DeadLetter, LogStats, LogUnavailableError, Retention
 from gateway.log.sqlite import SqliteLog
 from gateway.metrics import Metrics
 from gateway.principal import OPEN, Principal
@@ -21,8 +21,13 @@ class Door:
     intake: Intake
     metrics: Metrics
 
+    log: SqliteLog
+    clock: Clock
+
     def counted(self, result: str) -> float:
-        line = f'gateway_events_ingested_total{{ingest="test",result="{result}"}} '
+        return self.value(f'gateway_events_ingested_total{{ingest="test",result="{result}"}} ')
+
+    def value(self, line: str) -> float:
         text = self.metrics.render().decode()
         return next(
             (float(each.removeprefix(line)) for each in text.splitlines() if each.startswith(line)), 0.0
@@ -34,7 +39,9 @@ async def door() -> AsyncIterator[Door]:
     metrics = Metrics()
     log = SqliteLog(None, retention=Retention(), stats=LogStats(observe_append=metrics.append.observe))
     await log.open(lambda _entries: None)
-    yield Door(Intake(log, metrics, Sizes(100, 3, 1000), Defaults("/test", Clock())), metrics)
+    clock = Clock()
+    intake = Intake(log, metrics, Sizes(100, 3, 1000), Defaults("/test", clock), monotonic=clock)
+    yield Door(intake, metrics, log, clock)
     await log.close()
 
 
@@ -80,3 +87,55 @@ async def test_one_type_without_right_refuses_them_all(door: Door) -> None:
     error = caught(lambda: door.intake.authorize("test", events, ann))
     assert (error.code, "'note'" in error.detail) == ("forbidden", True)
     assert door.counted("unauthorized") == 2
+
+
+def letter(id: str, origin: str = "redis:orders.eu", reason: str = "no") -> DeadLetter:  # noqa: A002 - the field's name
+    return DeadLetter(id, origin, "message", reason, 1.0, 1, b"\xff")
+
+
+def buried_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [each.getMessage() for each in caplog.records if each.name == "gateway.intake"]
+
+
+async def test_letters_are_stored_and_counted(door: Door) -> None:
+    """As invalid for their way in, and by the origin that is configured, not by their own."""
+    await door.intake.bury("test", "redis:orders.*", [letter("a"), letter("b", "redis:orders.us")])
+    await door.intake.bury("test", "redis:orders.*", [])
+    assert [each.origin for each in await door.log.dead_letters()] == ["redis:orders.eu", "redis:orders.us"]
+    assert door.counted("invalid") == 2
+    assert door.value('gateway_dead_letters_total{origin="redis:orders.*"} ') == 2
+    assert door.metrics.render().count(b"gateway_dead_letters_total{") == 1
+
+
+async def test_letters_that_come_often_are_a_line_now_and_then(
+    door: Door, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One for each origin in some seconds, with how many they were and the last reason."""
+    for number in range(10):
+        await door.intake.bury("test", "redis:a", [letter(f"{number}", reason=f"reason {number}")])
+    await door.intake.bury("test", "redis:b", [letter("b")])
+    assert buried_lines(caplog) == [
+        "1 of redis:a went to the dead letters, the last because reason 0",
+        "1 of redis:b went to the dead letters, the last because no",
+    ]
+    door.clock.now += 5
+    await door.intake.bury("test", "redis:a", [letter("x"), letter("y", reason="last")])
+    assert buried_lines(caplog)[2:] == ["11 of redis:a went to the dead letters, the last because last"]
+
+
+async def test_what_no_log_could_keep_is_made_so(door: Door, caplog: pytest.LogCaptureFixture) -> None:
+    """A lone surrogate is escaped, and a reason that quotes much is cut."""
+    await door.intake.bury("test", "redis:a", [letter("\udcff", "redis:\udcff", "\ud800" + "x" * 5000)])
+    (kept,) = await door.log.dead_letters()
+    assert (kept.id, kept.origin) == ("\\udcff", "redis:\\udcff")
+    assert kept.reason == "\\ud800" + "x" * 999
+    assert len(buried_lines(caplog)[0]) < 1200
+
+
+async def test_nothing_is_counted_that_was_not_stored(door: Door, caplog: pytest.LogCaptureFixture) -> None:
+    """The ingest tries again, and then it counts."""
+    await door.log.close()
+    with pytest.raises(LogUnavailableError):
+        await door.intake.bury("test", "redis:a", [letter("a")])
+    assert door.counted("invalid") == 0
+    assert buried_lines(caplog) == []

@@ -42,6 +42,9 @@ class Client:
     def broken(self, error: Exception) -> None:
         self.errors.append(error)
 
+    def scattered(self) -> None:
+        self.leave()
+
 
 class Node:
     """A flusher with lanes, fed as the hub feeds them."""

@@ -41,16 +41,16 @@ def test_never_more_than_burst_and_rate(pauses: list[float], rate: int) -> None:
     assert taken <= rate + clock.now * rate + 1e-6
 
 
-def test_users_have_buckets_of_their_own() -> None:
+async def test_users_have_buckets_of_their_own() -> None:
     """One that publishes too often takes nothing from the others."""
     rates = Rates(1, Clock())
-    assert [rates.take("ann"), rates.take("ann"), rates.take("bob")] == [0, 1, 0]
+    assert [await rates.take(user) for user in ("ann", "ann", "bob")] == [0, 1, 0]
 
 
-def test_users_do_not_add_up_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_users_do_not_add_up_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only so many buckets are kept: the user who was away longest begins anew."""
     monkeypatch.setattr(limits, "_MAX_USERS", 3)
     rates = Rates(1, Clock())
     for user in ("ann", "bob", "cay", "ann", "dee"):
-        rates.take(user)
+        await rates.take(user)
     assert list(rates._buckets) == ["cay", "ann", "dee"]

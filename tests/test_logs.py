@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.logs import Format, configure, redact
+from gateway.logs import Format, Sparing, configure, redact
 
 TOKEN = jwt.encode({"sub": "ann"}, "a secret of more than thirty-two bytes", "HS256")
 
@@ -110,3 +110,15 @@ def test_uvicorn_writes_no_access_log(monkeypatch: pytest.MonkeyPatch) -> None:
     logging.getLogger("uvicorn.error").error("broken")
     assert stream.getvalue().endswith("ERROR uvicorn.error: broken\n")
     assert stream.getvalue().count("\n") == 1
+
+
+def test_lines_are_said_sparingly() -> None:
+    """The first at once, then one in so many seconds, which stands for all that came since; none for nothing."""
+    now = [0.0]
+    sparing = Sparing(5, lambda: now[0])
+    assert sparing.take(0) == 0
+    assert [sparing.take(), sparing.take(), sparing.take(3)] == [1, 0, 0]
+    now[0] = 5
+    assert [sparing.take(2), sparing.take()] == [6, 0]
+    now[0] = 10
+    assert [sparing.take(0), sparing.take(0)] == [1, 0]

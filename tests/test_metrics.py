@@ -18,6 +18,7 @@ LABELS = {
     "gateway_subscriptions": {"transport"},
     "gateway_channels": set(),
     "gateway_events_ingested": {"ingest", "result"},
+    "gateway_dead_letters": {"origin"},
     "gateway_events_delivered": {"transport"},
     "gateway_gaps": {"reason"},
     "gateway_catchups": {"transport", "reason"},

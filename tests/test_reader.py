@@ -50,7 +50,7 @@ class Node:
 
     def at(self, channel: Channel, offset: int) -> Reader:
         """A reader as a slow client has it."""
-        return Reader(self.log, self.hub, channel, offset)
+        return Reader(self.log, self.hub, channel, offset, epoch=self.hub.epoch)
 
     def messages(self, channel: Channel, after: int = 0) -> list[Message]:
         """What `all` sends after this place, by trying every event of the history."""
@@ -77,9 +77,9 @@ class Node:
 @contextlib.asynccontextmanager
 async def node_of(*bodies: Body, tail: int = 8192, retention: Retention | None = None) -> AsyncIterator[Node]:
     schedule = Schedule()
-    hub = Hub(Flusher(schedule, 0), lambda offset: CURSORS.encode(log.epoch, offset))
+    hub = Hub(Flusher(schedule, 0), CURSORS)
     async with memory_log(hub.publish, retention=retention) as log:
-        hub.begin(0)
+        hub.begin(log.epoch, 0)
         hub.tail = Tail(0, max_entries=tail)
         node = Node(log, hub, tail)
         for first in range(0, len(bodies), 100):
@@ -382,3 +382,18 @@ async def test_a_read_that_is_cancelled_tells_nothing_twice() -> None:
             reading.send(None)  # it waits for the store now
             reading.close()
         assert (await walk(reader, 20))[0] == node.messages(channel)
+
+
+@pytest.mark.parametrize("since", ["earliest", "snapshot", "live"])
+async def test_a_lost_log_is_a_gap_up_to_the_new_head(since: str) -> None:
+    """A reader of a log that is another one by now tells so, from its place in the old one, and goes on."""
+    async with node_of(*(body_of(subject=f"o-{n}", data={"status": "paid"}) for n in range(5))) as node:
+        reader = await node.reader(node.channel(), since)
+        await reader.read(5, 2)
+        place, old = reader.place, node.log.epoch
+        node.hub.reset("other", 3)
+        assert not reader.can_finish(3)
+        batch = await reader.read(3)
+        assert batch.lost == Lost(place, 3, "epoch")
+        assert place.startswith(old + ".")
+        assert (reader.place, reader.can_finish(3)) == ("other.3", True)

@@ -120,6 +120,7 @@ def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> N
         ({"streams": "orders"}, "INGEST_REDIS", "need a Redis"),
         ({"workers": "2"}, "WORKERS", "Redis store"),
         ({"workers": "0"}, "WORKERS", "1"),
+        ({"port": "9000", "ops_port": "9000"}, "OPS_PORT", "another port"),
         ({"retention_events": "0"}, "RETENTION_EVENTS", "1"),
         ({"retention_age": "7 days"}, "RETENTION_AGE", "7d"),
         ({"retention_age": "0"}, "RETENTION_AGE", "0"),
@@ -257,6 +258,7 @@ def test_a_misspelt_name_is_named_with_the_nearest() -> None:
         {"GATEWAY_STROE": "x", "HOME": "/", "GATEWAY_STORE": "memory:", "gateway_port": "1"}
     ) == ["GATEWAY_STROE is no setting; did you mean GATEWAY_STORE?"]
     assert unknown_names({"GATEWAY_XYZZY": ""}) == ["GATEWAY_XYZZY is no setting"]
+    assert unknown_names({"GATEWAY_URL": "", "GATEWAY_TOKEN": ""}) == []  # the commands' own
 
 
 def test_what_kubernetes_sets_is_no_misspelling() -> None:

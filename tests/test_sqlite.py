@@ -15,6 +15,7 @@ import pytest
 from gateway.event import Event
 from gateway.log import (
     Appended,
+    DeadLetter,
     Entry,
     LogCorruptError,
     LogUnavailableError,
@@ -165,6 +166,12 @@ def content_of(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def written_by_version_1(path: Path) -> None:
+    """A log that version 1 of the format wrote, as SQL."""
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript((Path(__file__).parent / "data" / "log_version_1.sql").read_text())
+
+
 async def refused(path: Path | str) -> str:
     """The one line that opening `path` answers."""
     with pytest.raises((LogCorruptError, LogUnavailableError)) as caught:
@@ -210,7 +217,45 @@ async def test_a_newer_format_is_refused(path: Path) -> None:
         pass
     with contextlib.closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA user_version = 99")
-    assert "newer gateway (format 99, this one reads 1)" in await refused(path)
+    assert "newer gateway (format 99, this one reads 2)" in await refused(path)
+
+
+async def test_a_log_of_version_1_is_migrated(path: Path) -> None:
+    """A file that version 1 wrote keeps all it has, and takes dead letters from then on; the next open is an ordinary one."""
+    written_by_version_1(path)
+    letter = DeadLetter("a", "redis:x", "message", "no", 1.0, 1, b"{")
+    async with opened(path, now=Clock()) as log:
+        assert (log.epoch, log.first, log.head) == ("7fnv3bjr", 1, 3)
+        assert [entry.body["id"] for entry in await read_all(log)] == ["a", "b", "c"]
+        assert await log.append([event("a", "o-1")]) == Appended(0, 1, 1)
+        assert await log.recall("k") is not None
+        assert await log.revocations() == [Revocation("sub", "u", 5.0)]
+        assert await log.dead_letters() == []
+        await log.bury([letter])
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (2,)
+    async with opened(path, now=Clock()) as log:
+        assert await log.dead_letters() == [letter]
+
+
+async def test_a_damaged_log_of_version_1_is_left_at_it(path: Path) -> None:
+    """What is no whole log of its version is not migrated."""
+    written_by_version_1(path)
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("DROP TABLE used")
+    assert "is damaged" in await refused(path)
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (1,)
+        assert db.execute("SELECT count(*) FROM sqlite_schema WHERE name LIKE 'dead%'").fetchone() == (0,)
+
+
+async def test_a_log_without_its_version_is_refused(path: Path) -> None:
+    """Neither taken for a new file nor for one of any version."""
+    async with opened(path):
+        pass
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA user_version = 0")
+    assert "its version is missing" in await refused(path)
 
 
 async def test_a_damaged_schema_is_refused(path: Path) -> None:

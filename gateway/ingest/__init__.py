@@ -1,1 +1,1 @@
-"""Ways in. An ingest fetches bytes and acknowledges; parsing, checking and appending is the intake's."""
+"""The ways in: HTTP, the orders API, Redis streams, Redis pub/sub."""

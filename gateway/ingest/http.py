@@ -28,7 +28,7 @@ _LISTED_IDS = 1000  # ids told of a stream: its answer is bounded too
 
 async def publish(call: Call) -> Response:
     """The handler of the path."""
-    limit_rate(call)
+    await limit_rate(call)
     if call.media_type == NDJSON and "idempotency-key" not in call.request.headers:
         return await _publish_lines(call)
     return await _publish_whole(call)

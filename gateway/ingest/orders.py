@@ -62,7 +62,7 @@ def _event(call: Call, type_: str, order: dict[str, Any]) -> Event:
 
 
 async def _prepare_create(call: Call, body: bytes) -> Perform:
-    limit_rate(call)
+    await limit_rate(call)
     call.principal.require_publish(CREATED)
     given = _object(call, body)
     items = given.get("items")
@@ -102,7 +102,7 @@ create = idempotent(_prepare_create)
 
 
 async def _prepare_update(call: Call, body: bytes) -> Perform:
-    limit_rate(call)
+    await limit_rate(call)
     call.principal.require_publish(UPDATED)
     given = _object(call, body)
     unknown = [(name, "is unknown here") for name in given if name != "status"]
@@ -176,7 +176,7 @@ async def show(call: Call) -> Response:
 
 async def index(call: Call) -> Response:
     query = call.request.query_params
-    limit = _limit(query.get("limit"))
+    limit = call.limit(_DEFAULT_LIMIT, _MAX_LIMIT)
     wanted = parse_filter({"exact": {"data.status": query["status"]}}) if query.get("status") else None
     filter_ = call.principal.restrict(wanted)
     before = _after(call, query.get("after"))
@@ -208,14 +208,6 @@ async def _newest(call: Call, filter_: Filter | None, before: int, limit: int = 
 def _lookup(call: Call, filter_: Filter | None) -> Lookup | None:
     usable = [each for each in (filter_.lookups() if filter_ else ()) if each[0] in call.node.streams.index]
     return min(usable, key=lambda each: (each[0] == "type", len(each[1])), default=None)
-
-
-def _limit(text: str | None) -> int:
-    if text is None:
-        return _DEFAULT_LIMIT
-    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text[:9]) <= _MAX_LIMIT:
-        raise GatewayError("bad_request", f"limit is a number from 1 to {_MAX_LIMIT}")
-    return int(text)
 
 
 def _after(call: Call, text: str | None) -> int:

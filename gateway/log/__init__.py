@@ -145,12 +145,15 @@ class Expect:
 class Retention:
     """What the log keeps: at most `events`, none older than `age` seconds.
 
-    `latest_age` (seconds): how long a subject's latest event stays beyond that.
+    `latest_age` (seconds): how long a subject's latest event stays beyond that. Of dead letters it keeps at
+    most `letters`, and `letter_bytes` of payload.
     """
 
     events: int = 1_000_000
     age: float = 7 * 86400.0
     latest_age: float = 30 * 86400.0
+    letters: int = 100_000
+    letter_bytes: int = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,13 +322,22 @@ class Log(Protocol):
     async def lease_note(self, name: str) -> str:
         """The note that was given with the lease last, also after its end; "" where there is none."""
 
+    async def is_leased(self, name: str) -> bool:
+        """Whether a node has the lease now; false in a log that only one node can open."""
+
     async def bury(self, letters: Sequence[DeadLetter], *, fence: Fence | None = None) -> None:
-        """Stores dead letters, durably. Raises FencedError."""
+        """Stores dead letters, durably. Raises FencedError.
+
+        Beyond what `Retention` allows the oldest by `time` are dropped, and one line in a while says so.
+        """
 
     async def dead_letters(
         self, origin: str | None = None, *, after: str = "", limit: int = 100
     ) -> Sequence[DeadLetter]:
-        """The dead letters (of one origin), by id, from the first one after `after` on."""
+        """The dead letters (of one origin), by id, from the first one after `after` on.
+
+        Up to `limit`, and fewer where they are large, but never none while there is one.
+        """
 
     async def dead_letter(self, id: str) -> DeadLetter | None:  # noqa: A002 -- what the outside calls it
         ...

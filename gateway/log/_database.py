@@ -1,4 +1,4 @@
-"""The SQLite file: its schema, its pragmas, the lock that one gateway holds on it, and how it is opened.
+"""The SQLite file: its pragmas, the lock that one gateway holds on it, and how it is opened.
 
 What is wrong with a file is found here, before anything is written to it, and told in one line.
 """
@@ -12,7 +12,7 @@ import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -23,52 +23,16 @@ import orjson
 
 from gateway.filters import keys_at
 from gateway.log import LogCorruptError, LogUnavailableError
+from gateway.log._schema import SCHEMA, VERSION, create_tables, is_schema
 
 logger = logging.getLogger(__name__)
 
 APPLICATION_ID: Final = 0x6F676C67
-VERSION: Final = 1  # of the schema, kept as PRAGMA user_version
 BUSY_SECONDS: Final = 1.0  # how long a statement waits for a lock that another program holds
 WAL_BYTES: Final = 64 << 20  # what the write-ahead log may keep on disk
 _CHECKED_BYTES: Final = 32 << 20  # a file up to this size is checked whole at open; that takes 0.1 s
 _DAMAGE: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _ALPHABET: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
-
-# `state` is written by retention alone; until then the head is the last event's.
-# `latest` has the latest event of each subject (behind = 0) and the latest order.* event where it stands
-# behind a later one of another type (behind = 1). Its rows lie in log order, so a snapshot is a scan of
-# it, and so does an index on it. `json` is null as long as `events` has the event, so that nothing is
-# written twice; `keys` tells which rows of the table `keys` are its own: [[path, key], ...] as JSON.
-# `keys` has a row for each row of `latest`, path of the index (by its number) and key there.
-_SCHEMA: Final = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE state (first INTEGER NOT NULL, head INTEGER NOT NULL, accepted INTEGER NOT NULL);
-INSERT INTO state VALUES (1, 0, 0);
-CREATE TABLE events (
-  offset INTEGER PRIMARY KEY, prev INTEGER NOT NULL, accepted INTEGER NOT NULL,
-  source TEXT NOT NULL, id TEXT NOT NULL, json BLOB NOT NULL
-);
-CREATE UNIQUE INDEX events_identity ON events (id, source);
-CREATE TABLE latest (
-  offset INTEGER PRIMARY KEY, subject TEXT NOT NULL, behind INTEGER NOT NULL, is_order INTEGER NOT NULL,
-  type TEXT NOT NULL, prev INTEGER NOT NULL, accepted INTEGER NOT NULL, keys BLOB NOT NULL, json BLOB
-);
-CREATE UNIQUE INDEX latest_subject ON latest (subject, behind);
-CREATE INDEX latest_type ON latest (type);
-CREATE TABLE keys (
-  path INTEGER NOT NULL, key TEXT NOT NULL, offset INTEGER NOT NULL, PRIMARY KEY (path, key, offset)
-) WITHOUT ROWID;
-CREATE TABLE remembered (
-  key TEXT PRIMARY KEY, stored INTEGER NOT NULL, digest BLOB NOT NULL, status INTEGER NOT NULL,
-  headers BLOB NOT NULL, body BLOB NOT NULL, accepted INTEGER, duplicates INTEGER, offset INTEGER
-);
-CREATE INDEX remembered_stored ON remembered (stored);
-CREATE TABLE used (token TEXT PRIMARY KEY, expires INTEGER NOT NULL) WITHOUT ROWID;
-CREATE INDEX used_expires ON used (expires);
-CREATE TABLE revocations (
-  kind TEXT NOT NULL, value TEXT NOT NULL, at REAL NOT NULL, PRIMARY KEY (kind, value)
-) WITHOUT ROWID;
-"""
 
 # Pages of 8 KiB and a checkpoint each 16 MiB: measured, a fifth less CPU per event than SQLite's
 # 4 KiB and 4 MiB. FULL: a commit is on the disk when it returns.
@@ -85,7 +49,6 @@ _BOUNDS: Final = "SELECT first, max(head, coalesce((SELECT max(offset) FROM even
 _ACCEPTED: Final = (
     "SELECT max(accepted, coalesce((SELECT accepted FROM events ORDER BY offset DESC LIMIT 1), 0)) FROM state"
 )
-_OBJECTS: Final = "SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY name"
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,16 +247,18 @@ def _opening_error(name: str, error: sqlite3.Error) -> Exception:
 def _prepare(
     db: sqlite3.Connection, name: str, paths: Sequence[str], random: Callable[[int], bytes]
 ) -> State:
-    fresh = _is_fresh(db, name)
-    if fresh:
+    version = _version(db, name)
+    if version == 0:
         db.execute("PRAGMA page_size = 8192")
     for pragma in _PRAGMAS:
         db.execute(f"PRAGMA {pragma}").fetchall()
-    if fresh:
+    if version == 0:
         _create(db, random)
     else:
-        _check_schema(db)
+        if not is_schema(db, version):
+            raise sqlite3.OperationalError("its tables are not those of a log")
         _check_pages(db, name)
+        _migrate(db, name, version)
     with transaction(db):
         db.execute("UPDATE state SET first = first")  # where nothing can be written, say so now
         _index(db, paths)
@@ -308,14 +273,14 @@ def bounds(db: sqlite3.Connection) -> tuple[int, int]:
     return first, head
 
 
-def _is_fresh(db: sqlite3.Connection, name: str) -> bool:
-    """Whether the file holds nothing yet. Raises LogCorruptError for what is no log of this version."""
+def _version(db: sqlite3.Connection, name: str) -> int:
+    """The version of the file's schema, 0 where it holds nothing yet. Raises LogCorruptError for what is no log."""
     tables, application, version = (
         db.execute(sql).fetchone()[0]
         for sql in ("SELECT count(*) FROM sqlite_schema", "PRAGMA application_id", "PRAGMA user_version")
     )
     if tables == application == version == 0:
-        return True
+        return 0
     if application != APPLICATION_ID:
         raise LogCorruptError(f"{name} is another program's database: name another file")
     if version > VERSION:
@@ -323,13 +288,15 @@ def _is_fresh(db: sqlite3.Connection, name: str) -> bool:
             f"{name} was written by a newer gateway (format {version}, this one reads {VERSION}): "
             "run that one, or name another file"
         )
-    return False
+    if version < 1:
+        raise sqlite3.OperationalError("its version is missing")
+    return int(version)
 
 
 def _create(db: sqlite3.Connection, random: Callable[[int], bytes]) -> None:
     epoch = "".join(_ALPHABET[byte % len(_ALPHABET)] for byte in random(8))
     with transaction(db):
-        _create_tables(db)
+        create_tables(db, SCHEMA)
         db.executemany(
             "INSERT INTO meta VALUES (?, ?)",
             [("epoch", epoch.encode()), ("secret", random(32)), ("index", b"")],
@@ -338,16 +305,14 @@ def _create(db: sqlite3.Connection, random: Callable[[int], bytes]) -> None:
         db.execute(f"PRAGMA user_version = {VERSION}")
 
 
-def _create_tables(db: sqlite3.Connection) -> None:
-    for statement in _SCHEMA.split(";"):
-        db.execute(statement)
-
-
-def _check_schema(db: sqlite3.Connection) -> None:
-    with closing(connect(None)) as model:
-        _create_tables(model)
-        if db.execute(_OBJECTS).fetchall() != model.execute(_OBJECTS).fetchall():
-            raise sqlite3.OperationalError("its tables are not those of a log")
+def _migrate(db: sqlite3.Connection, name: str, version: int) -> None:
+    """Makes a log of an older version one of this: as a whole, or not at all."""
+    if version == VERSION:
+        return
+    with transaction(db):
+        create_tables(db, SCHEMA[version:])
+        db.execute(f"PRAGMA user_version = {VERSION}")
+    logger.info("%s was of format %d and is of format %d from now on", name, version, VERSION)
 
 
 def _check_pages(db: sqlite3.Connection, name: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 from gateway.event import Event
 from gateway.log import (
     Appended,
+    DeadLetter,
     Entry,
     Expect,
     Fence,
@@ -32,11 +33,13 @@ from gateway.log import (
     always,
     nothing,
 )
+from gateway.log import _letters as dead_letters
 from gateway.log import _queries as queries
 from gateway.log._append import REMEMBERED_SECONDS, Transaction
 from gateway.log._database import Pool, State, bounds, connect, lock, open_database
 from gateway.log._retention import Retainer
 from gateway.log._writer import Commit, Health, Outcome, Write, Writer
+from gateway.logs import Sparing
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +49,7 @@ MAX_WAITING: Final = 64 << 20  # bytes of JSON that wait to be written; further 
 _READERS: Final = 2  # threads
 _CHECK_SECONDS: Final = 5.0
 _PROBE_BYTES: Final = 1 << 16
+_DROPPED_SECONDS: Final = 60.0  # between two lines about dropped dead letters
 
 
 class SqliteLog:
@@ -78,6 +82,7 @@ class SqliteLog:
         self._on_append: OnAppend = _ignore
         self._is_open = False
         self._notes: dict[str, str] = {}
+        self._dropped = Sparing(_DROPPED_SECONDS)
         self._lock: int | None = None
         self._waiting = 0  # bytes of JSON
         self._door = asyncio.Lock()  # those who wait for room go in the order in which they came
@@ -204,6 +209,39 @@ class SqliteLog:
 
     async def lease_note(self, name: str) -> str:
         return self._notes.get(name, "")
+
+    async def is_leased(self, _name: str) -> bool:
+        return False
+
+    # Dead letters
+
+    async def bury(
+        self,
+        letters: Sequence[DeadLetter],
+        *,
+        fence: Fence | None = None,  # noqa: ARG002 -- leases are never lost here
+    ) -> None:
+        size = sum(len(letter.payload) for letter in letters)
+        await self._wait_for_room(size)
+        dropped: int = await self._write(
+            lambda work: dead_letters.bury(work.db, letters, self._retention), size=size
+        )
+        if told := self._dropped.take(dropped):
+            logger.warning(
+                "%s: the oldest dead letters made room for new ones, %d of them", self._health.name, told
+            )
+
+    async def dead_letters(
+        self, origin: str | None = None, *, after: str = "", limit: int = 100
+    ) -> Sequence[DeadLetter]:
+        return await self._read(lambda db: dead_letters.page(db, origin, after, limit))
+
+    async def dead_letter(self, id: str) -> DeadLetter | None:  # noqa: A002 -- what the outside calls it
+        return await self._read(lambda db: dead_letters.find(db, id))
+
+    async def unbury(self, ids: Sequence[str]) -> int:
+        found: int = await self._write(lambda work: dead_letters.unbury(work.db, ids))
+        return found
 
     async def _wait_for_room(self, size: int) -> None:
         async with self._door:

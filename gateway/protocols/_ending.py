@@ -3,12 +3,14 @@
 import asyncio
 import logging
 import socket
+import struct
 from asyncio import TimerHandle
 from dataclasses import dataclass
 from typing import Any, cast
 
 import orjson
 
+from gateway.connection import Traffic
 from gateway.errors import GatewayError
 
 EXTENSION = "gateway.socket"  # the key in scope["extensions"] under which the application finds the socket
@@ -16,6 +18,8 @@ EXTENSION = "gateway.socket"  # the key in scope["extensions"] under which the a
 HIGH_WATER, LOW_WATER = 65536, 16384  # bytes; uvloop's own low mark is 16 bytes, which means "empty"
 UNSENT_BYTES = 131072  # what the kernel takes beyond what the peer has room for (TCP_NOTSENT_LOWAT)
 CLOSE_GRACE = 5.0  # seconds a closing peer has to take what is buffered
+
+_TCP_INFO_BYTES, _BYTES_ACKED = 128, 120  # as much of struct tcp_info as is read, and the place in it
 
 # uvicorn logs each malformed request as a warning and each handshake with its query string, which may hold a
 # ticket. Failures of the application still come through.
@@ -57,6 +61,13 @@ class Ending:
     transport: asyncio.Transport
     _abort_timer: TimerHandle | None = None
 
+    @property
+    def traffic(self) -> Traffic:
+        """The kernel counts what the peer has acknowledged: nothing is counted for each write."""
+        sock = self.transport.get_extra_info("socket")
+        sent = None if sock is None else _acknowledged(sock)
+        return Traffic(sent, self.transport.get_write_buffer_size())
+
     def abort(self) -> None:
         self.transport.abort()
 
@@ -68,6 +79,15 @@ class Ending:
         if self._abort_timer is not None:
             self._abort_timer.cancel()
             self._abort_timer = None
+
+
+def _acknowledged(sock: socket.socket) -> int | None:
+    """tcpi_bytes_acked of linux/tcp.h; None for another kind of socket, or an older kernel."""
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    except OSError:  # closed, or no TCP
+        return None
+    return struct.unpack_from("=Q", info, _BYTES_ACKED)[0] if len(info) == _TCP_INFO_BYTES else None
 
 
 def plain_response(error: GatewayError) -> bytes:

@@ -54,6 +54,9 @@ class _Waiter:
     def broken(self, error: Exception) -> None:
         raise error  # setting an event cannot fail
 
+    def scattered(self) -> None:
+        self.event.set()
+
     def wake(self, _data: bytes) -> None:
         self.event.set()
 
@@ -62,7 +65,7 @@ async def poll(call: Call, query: Query) -> Response:
     """The handler's part for `Accept: application/json`."""
     node = call.node
     filter_ = call.principal.restrict(query.filter)
-    with node.connections.poll(call.principal) as running:
+    async with node.connections.poll(call.principal) as running:
         channel = node.hub.open(filter_, latest=query.latest, leave=query.leave)
         try:
             answer = await _Poll(call, query, channel, running).answer()
@@ -100,9 +103,9 @@ class _Poll:
             scanned += PAGE
             if reader.snapshot is None and reader.offset >= node.hub.position:
                 if not await self._wait(reader, deadline):
-                    return self._body([], self._place(reader))
+                    return self._body([], reader.place)
             elif _now() >= deadline and scanned > _SCAN:
-                return self._body([], self._place(reader))
+                return self._body([], reader.place)
             await asyncio.sleep(0)  # pages from memory shall not keep the loop from the others
 
     def _token_left(self) -> float:
@@ -119,9 +122,9 @@ class _Poll:
     def _messages(self, told: Sequence[Told], reader: Reader) -> dict[str, Any]:
         taken = told[: self._query.limit]
         self._count(taken)
-        entries = [self._entry(each) for each in taken]
+        entries = [self._entry(each, reader.epoch) for each in taken]
         whole = len(taken) == len(told)
-        return self._body(entries, self._place(reader) if whole else entries[-1]["cursor"])
+        return self._body(entries, reader.place if whole else entries[-1]["cursor"])
 
     def _count(self, taken: Sequence[Told]) -> None:
         metrics = self._node.metrics
@@ -130,9 +133,9 @@ class _Poll:
         else:
             metrics.delivered.labels(_SIGNAL.transport).inc(len(taken))
 
-    def _entry(self, each: Told) -> dict[str, Any]:
+    def _entry(self, each: Told, epoch: str) -> dict[str, Any]:
         entry = each.entry
-        cursor = self._node.cursors.encode(self._node.log.epoch, entry.offset, each.snapshot)
+        cursor = self._node.cursors.encode(epoch, entry.offset, each.snapshot)
         if each.left:
             return {"cursor": cursor, "leave": entry.subject}
         return {"cursor": cursor, "event": orjson.Fragment(entry.json)}
@@ -141,9 +144,6 @@ class _Poll:
         self._node.metrics.gaps.labels(lost.reason).inc()
         to = self._node.hub.cursor_of(lost.to)
         return self._body([], to, {"from": lost.lost_from, "to": to, "reason": lost.reason})
-
-    def _place(self, reader: Reader) -> str:
-        return self._node.cursors.encode(self._node.log.epoch, reader.offset, reader.snapshot)
 
     def _body(
         self, entries: list[dict[str, Any]], cursor: str, gap: dict[str, Any] | None = None

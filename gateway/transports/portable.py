@@ -6,7 +6,7 @@ One task per client moves a buffer of bounded size; a full buffer is a paused so
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
-from gateway.connection import Connection
+from gateway.connection import Connection, Traffic
 from gateway.protocols import CLOSE_GRACE, HIGH_WATER, LOW_WATER
 
 
@@ -43,6 +43,10 @@ class PortableSocket:
     @property
     def paused(self) -> bool:
         return not self._drained.is_set()
+
+    @property
+    def traffic(self) -> Traffic:
+        return Traffic(None, self._size)
 
     def watch(self, connection: Connection) -> None:
         self._connection = connection

@@ -38,21 +38,11 @@ def stream(call: Call, query: Query) -> ASGIApp:
         head = Response(headers=_HEADERS, media_type=MEDIA_TYPE)
         del head.headers["content-length"]  # GET has none either (RFC 9110, section 8.6)
         return head
-    try:
-        node.connections.admit(call.principal)
-    except GatewayError as error:
-        return _turn_away(error)
     channel = node.hub.open(filter_, latest=query.latest, leave=query.leave)
     socket: Socket | None = scope.get("extensions", {}).get(EXTENSION)
     if socket is not None:
         return _Fast(node, Connection(node.streams, socket, _CHUNKS, call.principal), query.since, channel)
     return _portable(call, query.since, channel)
-
-
-def _turn_away(error: GatewayError) -> Response:
-    """Status 200, since an EventSource gives up for good on any other; it shall come back later."""
-    body = _BLOCKS.farewell(error.kind.close, error.kind.title, retry_ms(), "")
-    return Response(body, headers=_HEADERS, media_type=MEDIA_TYPE)
 
 
 @dataclass(slots=True)
@@ -67,7 +57,7 @@ class _Fast:
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": _RAW_HEADERS})
         with serving(self.node, self.connection):
-            await _start(self.connection, self.since, self.channel)
+            await _start(self.node, self.connection, self.since, self.channel)
             while (await receive())["type"] != "http.disconnect":
                 pass
 
@@ -81,7 +71,7 @@ def _portable(call: Call, since: Since, channel: Channel) -> ASGIApp:
 
     async def body() -> AsyncIterator[bytes]:
         with serving(node, connection):
-            await _start(connection, since, channel)
+            await _start(node, connection, since, channel)
             async for data in socket.chunks():
                 yield data
 
@@ -99,25 +89,38 @@ def _portable(call: Call, since: Since, channel: Channel) -> ASGIApp:
 
 @contextlib.contextmanager
 def serving(node: Node, connection: Connection) -> Iterator[None]:
-    """The connection is one of the node's while it is served; nothing of it is left afterwards."""
+    """While it is served; nothing of the connection is left afterwards."""
     connection.socket.watch(connection)
-    node.connections.add(connection)
-    node.sse_beat.add(connection)
     try:
         yield
     finally:
         node.sse_beat.remove(connection)
         connection.code = connection.code or 1005
         node.connections.remove(connection)
+        connection.finished()
 
 
-async def _start(connection: Connection, since: Since, channel: Channel) -> None:
+async def _start(node: Node, connection: Connection, since: Since, channel: Channel) -> None:
+    """Serves the stream, or tells the client why it may not stay.
+
+    The answer's status is 200 by now, since an EventSource gives up for good on any other; it shall come back later.
+    """
+    subscription = connection.open(channel)
+    try:
+        await node.connections.admit(connection.principal)
+    except GatewayError as error:
+        connection.end(error.kind.close, error.kind.title, retry_ms())
+        return
+    if connection.closed:  # gone meanwhile
+        return
+    node.connections.add(connection)
+    node.sse_beat.add(connection)
+
     def announce(start: Start) -> None:
         """Dispatches nothing, but carries the place: a cut before the first event loses nothing."""
         first = f"retry: {retry_ms()}\n: connected {connection.id}\nid: {start.cursor}\n\n"
         connection.socket.write(connection.wire.join([first.encode()]))
 
-    subscription = connection.open(channel)
     while True:
         try:
             await connection.start(subscription, since, announce)

@@ -52,7 +52,6 @@ async def websocket(node: Node, scope: Scope, receive: Receive, send: Send) -> N
     principal: Principal | None = None
     try:
         principal = await identify(node, scope)
-        node.connections.admit(principal)
     except GatewayError as error:
         refusal = error
     except LogUnavailableError as error:
@@ -127,8 +126,9 @@ class _Session:
         """Serves the client until it is gone. Whatever ends it, nothing of it is left."""
         connection, connections = self._connection, self._node.connections
         connection.socket.watch(connection)
-        if self._refusal is not None:
-            self._refuse(self._refusal)
+        refusal = self._refusal or await self._admit()
+        if refusal is not None:
+            self._refuse(refusal)
             await _disconnected(receive)
             return
         connections.add(connection)
@@ -144,6 +144,14 @@ class _Session:
                 deadline.cancel()
             self._node.websocket_beat.remove(connection)
             connections.remove(connection)
+
+    async def _admit(self) -> GatewayError | None:
+        """Why the client may not stay; None where it was admitted."""
+        try:
+            await self._node.connections.admit(self._connection.principal)
+        except GatewayError as error:
+            return error
+        return None
 
     async def _listen(self, receive: Receive) -> None:
         connection = self._connection
@@ -237,7 +245,10 @@ class _Session:
         first = self._connection.principal is None
         try:
             principal = await self._node.authenticator.bearer(token) if self._node.settings.has_keys else OPEN
-            self._node.connections.identify(self._connection, principal)
+            if first:
+                await self._node.connections.identify(self._connection, principal)
+            else:
+                self._node.connections.renew(self._connection, principal)
         except GatewayError as error:
             if not first:
                 raise

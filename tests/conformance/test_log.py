@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from gateway.filters import keys_at
 from gateway.log import (
     Appended,
     ConflictError,
+    DeadLetter,
     Entry,
     Expect,
+    Fence,
     KeyTakenError,
     Log,
     LogStats,
@@ -29,7 +31,10 @@ from gateway.log import (
     Retention,
     Revocation,
 )
+from gateway.log.redis import RedisLog
 from gateway.log.sqlite import SqliteLog
+from gateway.redis_clients import RedisClients
+from tests.support.redis_server import RedisCluster, RedisServer
 
 INDEX = ("data.customerId", "data.items.*.sku")
 
@@ -52,6 +57,7 @@ class Setup:
     clock: Clock
     retention: Retention
     stats: LogStats
+    redis_url: str
 
 
 def sqlite_file(setup: Setup) -> Log:
@@ -68,9 +74,21 @@ def sqlite_memory(setup: Setup) -> Log:
     return SqliteLog(None, retention=setup.retention, index=INDEX, now=setup.clock, stats=setup.stats)
 
 
+def redis(setup: Setup) -> Log:
+    return RedisLog(
+        RedisClients(setup.redis_url),
+        retention=setup.retention,
+        index=INDEX,
+        now=setup.clock,
+        stats=setup.stats,
+    )
+
+
 IMPLEMENTATIONS: dict[str, Callable[[Setup], Log]] = {
     "sqlite file": sqlite_file,
     "sqlite memory": sqlite_memory,
+    "redis": redis,
+    "redis cluster": redis,
 }
 
 
@@ -98,13 +116,33 @@ class Bench:
 Open = Callable[..., Awaitable[Bench]]
 
 
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
+    with RedisCluster(tmp_path_factory.mktemp("cluster")) as running:
+        yield running
+
+
+def redis_url(request: pytest.FixtureRequest) -> str:
+    """Where an empty Redis is, for an implementation that needs one."""
+    if request.param == "redis":
+        server: RedisServer = request.getfixturevalue("redis_server")
+        return server.url
+    if request.param == "redis cluster":
+        nodes: RedisCluster = request.getfixturevalue("cluster")
+        for node in nodes.nodes:
+            node.call("FLUSHALL")
+        return nodes.url
+    return ""
+
+
 @pytest.fixture(params=IMPLEMENTATIONS)
 async def open_log(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Open]:
+    url = redis_url(request)
     opened: list[Log] = []
 
     async def open_(retention: Retention | None = None, on_append: OnAppend | None = None) -> Bench:
         clock, stats = Clock(), LogStats()
-        setup = Setup(tmp_path, clock, retention or Retention(), stats)
+        setup = Setup(tmp_path, clock, retention or Retention(), stats, url)
         bench = Bench(IMPLEMENTATIONS[request.param](setup), clock, stats)
         await bench.log.open(on_append or bench.announced.extend)
         opened.append(bench.log)
@@ -525,6 +563,213 @@ async def test_close_writes_what_was_accepted(open_log: Open) -> None:
     await asyncio.sleep(0)
     await bench.log.close()
     assert [appended.offset for appended in await asyncio.gather(*tasks)] == list(range(1, 51))
+
+
+# Leases
+
+
+async def test_a_lease_is_proof_for_writes(open_log: Open) -> None:
+    """One that nobody holds is granted, renewed by asking again, and what is stored with it is stored."""
+    bench = await open_log()
+    fence = await bench.log.lease("ingest", 60)
+    assert fence is not None
+    assert fence.name == "ingest"
+    assert await bench.append(event("a"), fence=fence) == Appended(1, 0, 1)
+    await bench.log.bury([letter("x")], fence=fence)
+    renewed = await bench.log.lease("ingest", 60)
+    assert renewed is not None
+    assert await bench.append(event("b"), fence=renewed) == Appended(1, 0, 2)
+    assert await bench.log.dead_letter("x") == letter("x")
+
+
+async def test_a_released_lease_can_be_had_again(open_log: Open) -> None:
+    """At once; to release what is no longer one's own does nothing."""
+    bench = await open_log()
+    first = await bench.log.lease("ingest", 60)
+    assert first is not None
+    await bench.log.release(first)
+    second = await bench.log.lease("ingest", 60)
+    assert second is not None
+    await bench.log.release(Fence("ingest", second.token + 1))
+    assert await bench.append(event("a"), fence=second) == Appended(1, 0, 1)
+
+
+async def test_the_note_of_a_lease_outlives_it(open_log: Open) -> None:
+    """It is the one that was given last, each lease has its own, and there is none before."""
+    log = (await open_log()).log
+    assert await log.lease_note("ingest") == ""
+    await log.lease("other", 60, "o")
+    fence = await log.lease("ingest", 60, "first")
+    assert await log.lease_note("ingest") == "first"
+    fence = await log.lease("ingest", 60, "17-0 \U0001f6d2")
+    assert fence is not None
+    await log.release(fence)
+    assert await log.lease_note("ingest") == "17-0 \U0001f6d2"
+    assert await log.lease_note("other") == "o"
+
+
+# Dead letters
+
+
+def letter(
+    id: str,  # noqa: A002 -- the field's name
+    payload: bytes = b"{",
+    *,
+    origin: str = "redis:orders",
+    reason: str = "not JSON",
+    time: float = 1_700_000_000.125,
+    tries: int = 1,
+) -> DeadLetter:
+    return DeadLetter(id, origin, "message", reason, time, tries, payload)
+
+
+async def letters_of(log: Log, origin: str | None = None, limit: int = 100) -> list[DeadLetter]:
+    """All of them, page by page."""
+    found: list[DeadLetter] = []
+    after = ""
+    while page := await log.dead_letters(origin, after=after, limit=limit):
+        assert len(page) <= limit
+        found += page
+        after = page[-1].id
+    return found
+
+
+async def test_a_log_without_letters_has_none(open_log: Open) -> None:
+    """No question about letters is an error."""
+    log = (await open_log()).log
+    assert list(await log.dead_letters()) == []
+    assert list(await log.dead_letters("redis:orders", after="x", limit=1)) == []
+    assert await log.dead_letter("x") is None
+    assert await log.unbury(["x"]) == 0
+    assert await log.unbury([]) == 0
+    await log.bury([])
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"{", b"\0", b"\xff\xfe\x00\r\n", bytes(range(256)), "ä\u2028\U0001f6d2".encode(), b"x" * 300_000],
+)
+async def test_a_letter_keeps_its_bytes(open_log: Open, payload: bytes) -> None:
+    """Whatever they are, UTF-8 or not; and all that is known of it."""
+    log = (await open_log()).log
+    one = letter("x", payload, reason='it says "no":\n\U0001f6d2', time=1_700_000_000.123456, tries=3)
+    await log.bury([one])
+    assert await log.dead_letter("x") == one
+    assert list(await log.dead_letters()) == [one]
+
+
+async def test_the_same_id_replaces_a_letter(open_log: Open) -> None:
+    """All of it, its origin too; of two in one call the later one stays."""
+    log = (await open_log()).log
+    await log.bury([letter("x", b"1"), letter("y")])
+    newer = letter("x", b"22", origin="redis:other", reason="still not", tries=2, time=1_700_000_001.0)
+    await log.bury([letter("x", b"0"), newer])
+    assert await log.dead_letter("x") == newer
+    assert await letters_of(log) == [newer, letter("y")]
+    assert await letters_of(log, "redis:orders") == [letter("y")]
+    assert await letters_of(log, "redis:other") == [newer]
+
+
+async def test_letters_come_by_id_and_in_pages(open_log: Open) -> None:
+    """In the order of code points, whenever they were buried; `after` need not be a letter."""
+    log = (await open_log()).log
+    ids = ["0", "A", "a", "a/b", "a\0", "a b", "aa", "b", "ä", "\ufb01", "\U0001f6d2"]
+    for each in random.Random(1).sample(ids, len(ids)):
+        await log.bury([letter(each)])
+    expected = sorted(ids)
+    assert [each.id for each in await log.dead_letters()] == expected
+    for limit in (1, 2, 3, 100):
+        assert [each.id for each in await letters_of(log, limit=limit)] == expected
+    assert [each.id for each in await log.dead_letters(after="a0", limit=2)] == ["aa", "b"]
+
+
+async def test_letters_of_one_origin(open_log: Open) -> None:
+    """The origin is the whole word, not a prefix or a pattern."""
+    log = (await open_log()).log
+    origins = ["redis:orders", "redis:orders:eu", "redis:*", "webhook:7", "redis:ä"]
+    await log.bury([letter(f"{n:03}", origin=origins[n % 5]) for n in range(50)])
+    for number, origin in enumerate(origins):
+        assert [each.id for each in await letters_of(log, origin, limit=3)] == [
+            f"{n:03}" for n in range(number, 50, 5)
+        ]
+    assert await letters_of(log, "redis:") == []
+
+
+async def test_pages_of_large_letters_are_short(open_log: Open) -> None:
+    """So that no page needs much memory; one that is larger than a page comes alone, and none is left out."""
+    log = (await open_log()).log
+    letters = [letter(f"{n:02}", b"x" * (1 << 20)) for n in range(24)] + [letter("99", b"y" * (9 << 20))]
+    for each in letters:
+        await log.bury([each])
+    page = await log.dead_letters()
+    assert 1 <= len(page) <= 16
+    assert list(await log.dead_letters(after="98")) == letters[-1:]
+    assert await letters_of(log) == letters
+
+
+async def test_unburied_letters_are_gone(open_log: Open) -> None:
+    """Those that there were are counted, each once."""
+    log = (await open_log()).log
+    await log.bury([letter(f"{n:04}", origin=f"redis:{n % 2}") for n in range(500)])
+    assert await log.unbury(["0000", "0001", "nobody", "0001"]) == 2
+    assert await log.unbury([f"{n:04}" for n in range(490)]) == 488
+    assert [each.id for each in await letters_of(log)] == [f"{n:04}" for n in range(490, 500)]
+    assert [each.id for each in await letters_of(log, "redis:1")] == [f"{n:04}" for n in range(491, 500, 2)]
+
+
+@pytest.mark.parametrize("retention", [Retention(letters=10), Retention(letter_bytes=10_000)])
+async def test_the_oldest_letters_make_room(
+    open_log: Open, retention: Retention, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By their time, not their id; one line says so, however many they are."""
+    log = (await open_log(retention)).log
+    letters = [letter(f"{99 - n}", b"x" * 1000, time=1_700_000_000.0 + n) for n in range(30)]
+    await log.bury(letters[:12])
+    assert await letters_of(log) == letters[11:1:-1]
+    for each in letters[12:]:
+        await log.bury([each])
+    assert await letters_of(log) == letters[:-11:-1]
+    warnings = [each for each in caplog.records if "dead letters" in each.getMessage()]
+    assert [each.levelno for each in warnings] == [logging.WARNING]
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_letters_do_what_a_plain_dict_does(open_log: Open, seed: int) -> None:
+    """Random burying, replacing, dropping and unburying leaves the letters that plain Python gives."""
+    dice = random.Random(seed)
+    retention = Retention(letters=15, letter_bytes=3000)
+    log = (await open_log(retention)).log
+    model: dict[str, DeadLetter] = {}
+    for step in range(150):
+        if dice.random() < 0.2:
+            ids = [f"{dice.randrange(40):02}" for _ in range(dice.randint(1, 4))]
+            assert await log.unbury(ids) == len({each for each in ids if model.pop(each, None)})
+        else:
+            buried = [
+                letter(
+                    f"{dice.randrange(40):02}",
+                    dice.randbytes(dice.choice([0, 10, 100, 1000])),
+                    origin=f"redis:{dice.randrange(3)}",
+                    time=step + n / 10,
+                )
+                for n in range(dice.choice([1, 1, 2, 7]))
+            ]
+            await log.bury(buried)
+            model |= {each.id: each for each in buried}
+            keep_newest(model, retention)
+        origin = dice.choice([None, "redis:1"])
+        expected = [each for _, each in sorted(model.items()) if origin in (None, each.origin)]
+        assert await letters_of(log, origin, limit=dice.choice([1, 4, 100])) == expected
+
+
+def keep_newest(letters: dict[str, DeadLetter], retention: Retention) -> None:
+    for oldest in sorted(letters.values(), key=lambda each: each.time):
+        if (
+            len(letters) <= retention.letters
+            and sum(len(each.payload) for each in letters.values()) <= retention.letter_bytes
+        ):
+            return
+        del letters[oldest.id]
 
 
 # Against a model

@@ -11,6 +11,7 @@ import httpx
 from gateway.app import Gateway
 from gateway.node import Node
 from gateway.settings import Settings
+from gateway.workers import Worker
 
 BASE = "http://127.0.0.1:8000"
 Json = Any
@@ -32,9 +33,9 @@ class InProcess:
 
 
 @contextlib.asynccontextmanager
-async def in_process(**options: Any) -> AsyncIterator[InProcess]:
+async def in_process(worker: Worker | None = None, **options: Any) -> AsyncIterator[InProcess]:
     """A gateway with these settings, by default without keys."""
-    gateway = Gateway(Settings(**{"store": "memory:", **options}))
+    gateway = Gateway(Settings(**{"store": "memory:", **options}), worker)
     async with gateway.running() as node:
         transport = httpx.ASGITransport(gateway)
         async with httpx.AsyncClient(transport=transport, base_url=BASE) as http:

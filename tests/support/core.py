@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from gateway.connection import Connection
+from gateway.connection import Connection, Traffic
 from gateway.event import Defaults, Event, make_event
 from gateway.log import Entry, OnAppend, Retention
 from gateway.log.sqlite import SqliteLog
@@ -171,6 +171,10 @@ class Peer:
     @property
     def paused(self) -> bool:
         return not self._flowing.is_set()
+
+    @property
+    def traffic(self) -> Traffic:
+        return Traffic(len(self.got), len(self.waiting))
 
     def watch(self, connection: Connection) -> None:
         self._connection = connection

@@ -18,8 +18,9 @@ from typing import Any, Final, Literal, Self
 import uvicorn
 
 from gateway.app import Gateway
+from gateway.listeners import listen
 from gateway.node import Node
-from gateway.server import Server, listen, make_config
+from gateway.server import Server, make_config
 from gateway.settings import PREFIX, Settings
 
 ServerPath = Literal["fast", "portable"]
@@ -142,8 +143,8 @@ async def running_gateway(settings: Settings, path: ServerPath = "fast") -> Asyn
         finally:
             serving.cancel()
             await asyncio.wait((serving,))
-            listener.close()
             await _end(server)
+            listener.close()
 
 
 async def _end(server: uvicorn.Server) -> None:

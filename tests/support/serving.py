@@ -15,9 +15,10 @@ import uvicorn
 import uvloop
 
 from gateway.app import Gateway
+from gateway.listeners import listen
 from gateway.node import Node
 from gateway.protocols import Config, Timeouts
-from gateway.server import Server, listen, make_config
+from gateway.server import Server, make_config
 from gateway.settings import Settings
 
 T = TypeVar("T")

@@ -1,0 +1,99 @@
+"""Entries of a stream as events, and as dead letters where they are none."""
+
+import base64
+from collections.abc import Sequence
+from typing import Any, Final
+
+import orjson
+
+from gateway.errors import GatewayError, Problem, pointer
+from gateway.event import DerivedDefaults, Event, make_event
+from gateway.ingest.messages import source_of
+from gateway.intake import Intake
+from gateway.jsontext import parse
+from gateway.log import DeadLetter
+
+KIND: Final = "entry"
+_EVENT: Final = b"event"
+_FIELDS: Final = {b"type": "type", b"subject": "subject", b"data": "data", b"id": "id"}
+
+_LAST_MILLISECOND: Final = 253_402_300_799_999  # of the year 9999
+
+Entry = tuple[str, Sequence[bytes]]  # its id, and its fields and values by turns
+
+
+def event_of(intake: Intake, stream: str, entry: Entry) -> Event:
+    """The event of an entry: the same entry has the same one, whoever reads it and however often.
+
+    Raises GatewayError.
+    """
+    id_, fields = entry
+    milliseconds = _milliseconds(id_)
+    defaults = DerivedDefaults(
+        source_of(stream),
+        now=milliseconds / 1000,
+        milliseconds=milliseconds,
+        seed=f"{stream}\0{id_}",
+    )
+    return make_event(_value(fields), defaults, max_bytes=intake.sizes.event_bytes)
+
+
+def _milliseconds(id_: str) -> int:
+    """When the entry was added, as its id tells; ids may be chosen by hand, so within what a UUIDv7 can say."""
+    return min(int(id_.partition("-")[0]), _LAST_MILLISECOND)
+
+
+def _value(fields: Sequence[bytes]) -> Any:
+    given = dict(zip(fields[::2], fields[1::2], strict=True))
+    if len(given) * 2 != len(fields):
+        raise _invalid("", "an entry has each field once")
+    if _EVENT in given:
+        if len(given) > 1:
+            raise _invalid("", "beside the field event there is no other")
+        return parse(given[_EVENT])
+    unknown = next((name for name in given if name not in _FIELDS), None)
+    if unknown is not None:
+        raise _invalid(
+            unknown.decode(errors="replace"), "is unknown: an entry has event, or type, subject, data, id"
+        )
+    return {
+        _FIELDS[name]: parse(value) if name == b"data" else _text(name, value)
+        for name, value in given.items()
+    }
+
+
+def _text(name: bytes, value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise _invalid(name.decode(), "is not UTF-8") from None
+
+
+def _invalid(name: str, detail: str) -> GatewayError:
+    problem = Problem(pointer(name) if name else "#", detail)
+    return GatewayError("invalid_event", f"{name}: {detail}" if name else detail, errors=[problem])
+
+
+def letter_of(stream: str, entry: Entry, error: GatewayError, now: float) -> DeadLetter:
+    """The dead letter of an entry that is no event."""
+    id_, fields = entry
+    return DeadLetter(
+        f"{stream}:{id_}", f"redis:{stream}", KIND, error.detail, now, 1, _payload(stream, id_, fields)
+    )
+
+
+def _payload(stream: str, id_: str, fields: Sequence[bytes]) -> bytes:
+    """The entry as JSON: its fields as text where all are UTF-8, else in base64."""
+    try:
+        content: dict[str, Any] = {"fields": [each.decode() for each in fields]}
+    except UnicodeDecodeError:
+        content = {"fields_base64": [base64.b64encode(each).decode() for each in fields]}
+    return orjson.dumps({"stream": stream, "id": id_, **content})
+
+
+def read_again(intake: Intake, letter: DeadLetter) -> list[Event]:
+    """The event of a dead letter. Raises GatewayError where it still is none."""
+    content = orjson.loads(letter.payload)
+    fields = [each.encode() for each in content.get("fields", ())]
+    fields = fields or [base64.b64decode(each) for each in content.get("fields_base64", ())]
+    return [event_of(intake, content["stream"], (content["id"], fields))]
