@@ -115,6 +115,7 @@ CYCLE_MEMBERS = {
     "response_started",
     "scope",
     "transport",
+    "waiting_for_100_continue",
 }
 PARSER_MEMBERS = {"set_dangerous_leniencies", "should_upgrade", "get_method", "get_http_version"}
 

@@ -232,8 +232,11 @@ class _LatestChanges:
         self._keys_gone += key_rows(self._was_keys[entry.offset], entry.offset)
 
     def write(self, db: sqlite3.Connection) -> None:
-        delete_keys(db, self._keys_gone)
-        db.executemany("DELETE FROM latest WHERE offset = ?", self._gone)
-        db.executemany("UPDATE latest SET behind = 1 WHERE offset = ?", self._moved)
+        if self._keys_gone:
+            delete_keys(db, self._keys_gone)
+        if self._gone:
+            db.executemany("DELETE FROM latest WHERE offset = ?", self._gone)
+        if self._moved:
+            db.executemany("UPDATE latest SET behind = 1 WHERE offset = ?", self._moved)
         insert_values(db, _REPLACE_LATEST, 8, self._rows)
         insert_values(db, "INSERT INTO keys", 3, self._keys)

@@ -135,6 +135,7 @@ class HttpProtocol(Ending, HttpToolsProtocol):
                 return False
             head += (name, b": ", value, b"\r\n")
         self.transport.write(b"".join((*head, b"\r\n", response.body)))
+        cycle.waiting_for_100_continue = False
         cycle.response_started = cycle.response_complete = True
         cycle.message_event.set()
         cycle.on_response()
@@ -241,7 +242,7 @@ class HttpProtocol(Ending, HttpToolsProtocol):
         self._stop_awaiting_head()
         self._in_head = False
         self._pending = 0
-        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        size = len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers])
         if size > MAX_HEAD_BYTES or len(self.headers) > MAX_HANDSHAKE_HEADERS:
             self._answer(_HEAD_TOO_LARGE)
             return
@@ -286,10 +287,11 @@ class HttpProtocol(Ending, HttpToolsProtocol):
 
     def _is_handshake(self) -> bool:
         """Whether the request is a WebSocket handshake that websockets will accept (RFC 6455, 4.2.1)."""
+        if self.parser.get_method() != b"GET":
+            return False
         headers = dict(self.headers)
         return (
-            self.parser.get_method() == b"GET"
-            and self.parser.get_http_version() == "1.1"
+            self.parser.get_http_version() == "1.1"
             and self._get_upgrade() == b"websocket"
             and headers.get(b"sec-websocket-version") == b"13"
             and _is_key(headers.get(b"sec-websocket-key", b""))
