@@ -44,10 +44,14 @@ class Entry:
 
     @property
     def body(self) -> dict[str, Any]:
-        """The parsed event: parsed at most once."""
+        """The parsed event: parsed when it is first looked at."""
         if self._body is None:
             self._body = orjson.loads(self.json)
         return self._body
+
+    def forget_body(self) -> None:
+        """Frees the parsed event, which weighs several times as much as its JSON; it is parsed again if need be."""
+        self._body = None
 
     @property
     def subject(self) -> str | None:
