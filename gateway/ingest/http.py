@@ -21,7 +21,7 @@ INGEST = "http"
 _EVENT_TYPES = ("application/json", "application/cloudevents+json")
 _BATCH_TYPE = "application/cloudevents-batch+json"
 NDJSON = "application/x-ndjson"
-_GROUP, _GROUP_BYTES = 512, 512 << 10  # lines appended at once; parsed, they weigh up to 20 times as much
+_GROUP, _GROUP_BYTES = 1024, 512 << 10  # lines appended at once; parsed, they weigh up to 20 times as much
 _NOTHING = Appended(0, 0, 0)  # the log stores what it did in its place
 _LISTED_IDS = 1000  # ids told of a stream: its answer is bounded too
 
@@ -149,6 +149,8 @@ class _Lines:
                 self.ids.append(event.id)
             if len(self._group) >= _GROUP or self._size >= _GROUP_BYTES:
                 await self.flush()
+        if len(self._group) >= _GROUP // 2:  # worth a commit, and who knows when the next chunk comes
+            await self.flush()
 
     async def flush(self) -> None:
         """Hands the group to the log, after the one before is in it."""
