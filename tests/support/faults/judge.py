@@ -22,8 +22,13 @@ Line = tuple[int, str, Key | str | None]  # offset, event or leave, and what
 class Logged:
     """An event in the log."""
 
+    epoch: str
     offset: int
     body: Mapping[str, Any]
+
+    @property
+    def place(self) -> Place:
+        return Place(self.epoch, self.offset)
 
     @property
     def key(self) -> Key:
@@ -112,7 +117,9 @@ def judge_subscriber(
     ]
     told, disorder = _once(subscriber)
     found += disorder
-    for each in stretches(subscriber):
+    parts = stretches(subscriber)
+    found += [f"told what it was not to be told: {each}" for each in told if not _is_due(parts, each)]
+    for each in parts:
         if each.epoch not in logs:
             found.append(f"the log {each.epoch} is nobody's")
             continue
@@ -173,6 +180,14 @@ def _compare(
         *(f"missing {each}" for each in missing[:_SHOWN]),
         *(f"not so {each}" for each in strange[:_SHOWN]),
     ]
+
+
+def _is_due(parts: Sequence[Stretch], told: Told) -> bool:
+    """Whether a message lies where the subscriber was to be told something."""
+    place = told.place
+    return place.start is not None or any(
+        each.epoch == place.epoch and _lies_in(each, place) for each in parts
+    )
 
 
 def _lies_in(stretch: Stretch, place: Place) -> bool:

@@ -62,21 +62,24 @@ class Post:
 
 @dataclass(eq=False)
 class Publisher(ABC):
-    """Publishes numbers 0, 1, 2, … until it is told to stop, and ends when the last one is settled.
+    """Publishes one number after the other until it is told to stop, and ends when the last one is settled.
 
-    `interval` is in seconds. `in_order` says whether its numbers must be in the log in order.
+    `interval` is in seconds. `in_order` says whether its numbers must be in the log in order. Several of one name
+    share its numbers: each has its `first` and `step`.
     """
 
     name: str
     ledger: Ledger
     interval: float
     in_order: bool = True
+    first: int = 0
+    step: int = 1
     stopping: bool = False
     complaints: list[str] = field(default_factory=list)  # answers that no fault explains
 
     async def run(self) -> None:
         try:
-            for number in itertools.count():
+            for number in itertools.count(self.first, self.step):
                 if self.stopping:
                     return
                 await self.publish(number)

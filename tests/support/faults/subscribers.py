@@ -72,6 +72,12 @@ class Subscriber:
     story: list[str] = field(default_factory=list)  # each connection: where, from where on, and its end
     complaints: list[str] = field(default_factory=list)  # what no fault explains
 
+    def has_reached(self, place: Place) -> bool:
+        """Whether it has been told everything up to a place, and is live there."""
+        at = Place.of(self.cursor) if self.cursor else None
+        is_there = at is not None and at.epoch == place.epoch and at.offset >= place.offset
+        return is_there and (self.is_live or self.transport == "longpoll")  # a poll has no `live`
+
     def __str__(self) -> str:
         return f"{self.name} ({self.transport}, {self.interest.name}, since {self.since})"
 

@@ -15,46 +15,31 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import httpx
-from redis.exceptions import RedisError
-
 from gateway.tasks import end
-from tests.support.clients import LongPollClient
 from tests.support.faults import judge
-from tests.support.faults.interests import INTERESTS, Interest, markers
+from tests.support.faults.interests import Interest, markers
 from tests.support.faults.judge import Logged
-from tests.support.faults.ledger import Ledger, Listeners, Sample
-from tests.support.faults.publishers import (
-    BROKEN,
-    ChannelPublisher,
-    HttpPublisher,
-    Publisher,
-    StreamPublisher,
-    bare,
-    batch,
-    equal,
-    redis_client,
-    whole,
+from tests.support.faults.ledger import Ledger, Listeners
+from tests.support.faults.load import (
+    CHANNELS,
+    STREAMS,
+    make_http_publishers,
+    make_redis_publishers,
+    make_subscribers,
 )
-from tests.support.faults.subscribers import Bodies, Place, Subscriber
+from tests.support.faults.looks import are_read, listening, read_log, readiness
+from tests.support.faults.publishers import HttpPublisher, Publisher
+from tests.support.faults.subscribers import Bodies, Subscriber
 from tests.support.gateway import GatewayProcess
-from tests.support.health import port_of
 from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisFactory, RedisServer
-from tests.support.sockets import PeerClosedError, ask, request
-from tests.support.websocket_client import WebSocketClient
 
 PATIENCE: Final = 90.0  # seconds that anything may take that must come
+SUBSCRIBERS: Final = 50
+LATE: Final = 10  # of them, that come after the fault
 _POLL_SECONDS: Final = 0.1
 _SAMPLE_SECONDS: Final = 0.2
 _TAIL: Final = 40  # lines of each log that a failure shows
-
-SUBSCRIBERS: Final = 50
-LATE: Final = 10  # of them, that come after the fault
-CHANNELS: Final = ("news", "deals.*", "equal")
-STREAMS: Final = ("orders", "parcels")
-TRANSPORTS: Final = ("websocket", "sse", "longpoll")
-STARTS: Final = (None, "earliest", "snapshot", "2020-01-01T00:00:00Z", "earliest")
 
 
 class Trial:
@@ -71,6 +56,7 @@ class Trial:
         self.publishers: list[Publisher] = []
         self.subscribers: list[Subscriber] = []
         self.gaps: set[str] = set()  # reasons for gaps that the faults so far explain
+        self._bereft: list[Subscriber] = []  # who is to be told that the log was lost
         self._timeline: list[str] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._following: list[asyncio.Task[None]] = []
@@ -88,48 +74,20 @@ class Trial:
         self._tasks.append(asyncio.create_task(self._listen()))
         await self.recovered()
         self._subscribe(range(SUBSCRIBERS - LATE))
-        self.publishers = self._make_publishers()
+        self.publishers = [
+            *make_http_publishers(self.ledger, self._urls),
+            *make_redis_publishers(self.ledger, self.redis.url),
+        ]
         self._publishing = [asyncio.create_task(each.run(), name=each.name) for each in self.publishers]
 
-    def _urls(self, first: int) -> list[str]:
-        return [self.nodes[first % 2].url, self.nodes[1 - first % 2].url]
-
-    def _make_publishers(self) -> list[Publisher]:
-        book = self.ledger
-        over_http = [HttpPublisher(f"http-{at}", book, 0.08, urls=self._urls(at)) for at in range(4)]
-        # Two of the same name are two requests of one publisher in flight: no order is promised to them.
-        over_http += [
-            HttpPublisher(f"http-free-{at}", book, 0.08, in_order=False, urls=self._urls(at))
-            for at in range(2)
-        ]
-        over_http.append(HttpPublisher("http-batch", book, 0.3, urls=self._urls(0), size=10))
-        over_http.append(HttpPublisher("http-lines", book, 0.3, urls=self._urls(1), size=10, lines=True))
-        return [*over_http, *self._make_redis_publishers()]
-
-    def _make_redis_publishers(self) -> list[Publisher]:
-        book, url = self.ledger, self.redis.url
-        return [
-            ChannelPublisher("news", book, 0.08, url=url, to="news", messages=bare),
-            ChannelPublisher("deals-a", book, 0.08, url=url, to="deals.a", messages=whole),
-            ChannelPublisher("deals-b", book, 0.2, url=url, to="deals.b", messages=batch),
-            ChannelPublisher("equal", book, 0.2, url=url, to="equal", messages=equal),
-            StreamPublisher("orders", book, 0.06, url=url, to="orders", with_id=True),
-            StreamPublisher("parcels", book, 0.06, url=url, to="parcels", with_id=False),
-        ]
+    @property
+    def _urls(self) -> list[str]:
+        return [each.url for each in self.nodes]
 
     def _subscribe(self, numbers: range) -> None:
-        for at in numbers:
-            subscriber = Subscriber(
-                f"subscriber {at}",
-                INTERESTS[at % len(INTERESTS)],
-                TRANSPORTS[at % len(TRANSPORTS)],
-                STARTS[at % len(STARTS)],
-                self._urls(at // len(INTERESTS)),
-                self.ledger,
-                self.bodies,
-            )
-            self.subscribers.append(subscriber)
-            self._following.append(asyncio.create_task(subscriber.run(), name=subscriber.name))
+        for each in make_subscribers(numbers, self.ledger, self._urls, self.bodies):
+            self.subscribers.append(each)
+            self._following.append(asyncio.create_task(each.run(), name=each.name))
 
     # Waiting
 
@@ -179,73 +137,33 @@ class Trial:
         """Until both gateways are ready and listen to all channels: from then on, what they hear counts."""
         await self.ready()
 
-        async def listening() -> bool:
-            sample = await self._sample()
+        async def done() -> bool:
+            sample = await listening(self.redis, len(CHANNELS), self.ledger.now)
             if len(sample.connections) < len(self.nodes):
                 return False
             self.listeners.trust(sample)
             return True
 
-        await self.until(listening, lambda: "both gateways listen to Redis's channels")
+        await self.until(done, lambda: "both gateways listen to Redis's channels")
         self.note("both gateways are ready and listen")
 
     async def _listen(self) -> None:
         while True:
-            self.listeners.add(await self._sample())
+            self.listeners.add(await listening(self.redis, len(CHANNELS), self.ledger.now))
             await asyncio.sleep(_SAMPLE_SECONDS)
 
-    async def _sample(self) -> Sample:
-        """Which connections listen to all channels now: none where Redis does not answer."""
-        asked, pid = self.ledger.now(), self.redis.pid
-        client = redis_client(self.redis.url)
-        found: set[str] = set()
-        try:
-            for each in await client.client_list(_type="pubsub"):
-                if int(each["sub"]) + int(each["psub"]) >= len(CHANNELS):
-                    found.add(f"{pid}:{each['id']}")
-        except (RedisError, *BROKEN):
-            found.clear()
-        finally:
-            await client.aclose()
-        return Sample(asked, self.ledger.now(), frozenset(found))
-
-    # Leases
-
-    async def holders(self) -> dict[str, str]:
-        """Who has which lease: the node's id by the lease's name."""
-        client = redis_client(self.redis.url)
-        try:
-            names = sorted([each async for each in client.scan_iter("{gateway}:lease:*")])
-            values = [await client.get(each) for each in names]
-        finally:
-            await client.aclose()
-        return {
-            name.decode().partition("lease:")[2]: value.decode().partition(" ")[0]
-            for name, value in zip(names, values, strict=True)
-            if value is not None
-        }
-
-    async def node_ids(self) -> list[str]:
-        """The gateways' names for themselves."""
-        found = []
-        for each in self.nodes:
-            async with httpx.AsyncClient(base_url=each.url) as http, WebSocketClient(each.url) as client:
-                await anext(client.open())
-                listed = (await http.get("/connections", params={"limit": 1000})).json()["connections"]
-                found += [row["node"] for row in listed if row["id"] == client.hello["connection"]]
-        return found
-
-    async def forget_before(self) -> None:
-        """What was published until now may be lost with the log: until both nodes are in another one."""
-        await self.recovered()
-        await asyncio.sleep(0)
+    def lose_log(self) -> None:
+        """The log was lost just now: what was published before may be gone, and whoever was there is to be told."""
         self.ledger.lost_before = self.ledger.now()
+        self.gaps.add("epoch")
+        self._bereft = list(self.subscribers)
 
     # Judging
 
     async def judge(self) -> None:
         """Stops the publishers, waits until all is settled, and compares. Raises AssertionError."""
         self._subscribe(range(SUBSCRIBERS - LATE, SUBSCRIBERS))
+        await self.progress(2)
         self.note("publishers are to stop")
         for each in self.publishers:
             each.stopping = True
@@ -288,7 +206,7 @@ class Trial:
 
         async def done() -> bool:
             logs[:] = [await read_log(each.url) for each in self.nodes]
-            return logs[0] == logs[1] and not self._missing(logs[0]) and await self._streams_are_read()
+            return logs[0] == logs[1] and not self._missing(logs[0]) and await are_read(self.redis, STREAMS)
 
         def what() -> str:
             lengths = [len(each) for each in logs]
@@ -307,20 +225,9 @@ class Trial:
             counts[each.key] = counts.get(each.key, 0) + 1
         return self.ledger.missing(counts)
 
-    async def _streams_are_read(self) -> bool:
-        """Whether the gateways have acknowledged every entry."""
-        client = redis_client(self.redis.url)
-        try:
-            groups = [group for each in STREAMS for group in await client.xinfo_groups(each)]
-        finally:
-            await client.aclose()
-        return len(groups) == len(STREAMS) and all(
-            each["pending"] == 0 and each["lag"] in (0, None) for each in groups
-        )
-
     async def _mark(self, log: Sequence[Logged]) -> list[Logged]:
         """Publishes what all interests match, and returns the log when all subscribers have been told of it."""
-        marking = HttpPublisher("marker", Ledger(), 0, urls=self._urls(0))
+        marking = HttpPublisher("marker", Ledger(), 0, urls=self._urls)
         try:
             for each in markers():
                 await asyncio.wait_for(marking.settle([each]), PATIENCE)
@@ -345,13 +252,9 @@ class Trial:
         return [each for each in log if each.key[0] in judge.MARKERS and interest.matches(each.body)][-1]
 
     def _behind(self, log: Sequence[Logged]) -> list[Subscriber]:
-        """Who has not been told its last marker, or is not live."""
+        """Who has not been told its last marker."""
         return [
-            each
-            for each in self.subscribers
-            if each.cursor is None
-            or Place.of(each.cursor).offset < self._last(log, each.interest).offset
-            or not (each.is_live or each.transport == "longpoll")
+            each for each in self.subscribers if not each.has_reached(self._last(log, each.interest).place)
         ]
 
     def _who_is_behind(self, log: Sequence[Logged]) -> str:
@@ -365,20 +268,21 @@ class Trial:
         return "\n".join(lines)
 
     def _judge_subscribers(self, log: Sequence[Logged]) -> list[str]:
-        places = [each.cursor for each in self.subscribers if each.cursor]
-        epoch = Place.of(places[0]).epoch
-        logs = {**self._lost_logs(), epoch: log}
+        logs = {**self._lost_logs(), log[-1].epoch: log}
         found = []
         for each in self.subscribers:
             upto = self._last(log, each.interest).offset
             found += judge.judge_subscriber(each, logs, upto, frozenset(self.gaps))
+        for each in self._bereft:
+            if [told.reason for told in each.told if told.kind == "gap"] != ["epoch"]:
+                found += [f"{each} was not told once that the log was lost", *each.story]
         return found
 
     def _lost_logs(self) -> dict[str, list[Logged]]:
         """What the subscribers were told of every log, by its epoch."""
         logs: dict[str, list[Logged]] = {}
         for (epoch, offset), body in sorted(self.bodies.items()):
-            logs.setdefault(epoch, []).append(Logged(offset, body))
+            logs.setdefault(epoch, []).append(Logged(epoch, offset, body))
         return logs
 
     # Ending
@@ -398,34 +302,6 @@ class Trial:
         return "\n".join(parts)
 
 
-async def readiness(node: GatewayProcess) -> str:
-    """Why it is not ready; "" where it is."""
-
-    def look() -> str:
-        try:
-            answer = ask(port_of(node), request("GET", "/readyz", connection="close"))
-        except (OSError, PeerClosedError) as error:
-            return repr(error)
-        return "" if answer.status == 200 else answer.body.decode()
-
-    return await asyncio.to_thread(look)
-
-
-async def read_log(url: str) -> list[Logged]:
-    """The whole log as a gateway tells it now. Empty where it does not answer."""
-    found: list[Logged] = []
-    async with LongPollClient(url, limit=1000) as client:
-        client.open(since="earliest")
-        with contextlib.suppress(*BROKEN, StopAsyncIteration):
-            async for message in client:
-                if message.kind == "live":
-                    return found
-                if message.kind == "event":
-                    assert message.cursor is not None
-                    found.append(Logged(Place.of(message.cursor).offset, message.body))
-    return []
-
-
 @asynccontextmanager
 async def running_trial(folder: Path, factory: RedisFactory) -> AsyncIterator[Trial]:
     """Two gateways that reach one Redis by way of a proxy each, under load. What fails is told with all logs."""
@@ -441,8 +317,8 @@ async def running_trial(folder: Path, factory: RedisFactory) -> AsyncIterator[Tr
         try:
             await trial.begin()
             yield trial
-        except AssertionError as error:
-            raise AssertionError(f"{error}\n{trial.report()}") from error
+        except Exception as error:
+            raise AssertionError(f"{error or repr(error)}\n{trial.report()}") from error
         finally:
             await trial.aclose()
 
