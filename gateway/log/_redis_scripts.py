@@ -87,15 +87,19 @@ def entry_of_row(row: list[Any]) -> Entry:
     return Entry(int(row[0]), int(row[1]), int(row[2]), row[3])
 
 
-def entry_of_item(item: list[Any], parsed: dict[bytes, Event]) -> tuple[Entry, bytes]:
-    """An entry of the stream, and the digest of its identity, by which `parsed` may have it already, for once.
+def entries_of_items(items: list[Any], parsed: dict[bytes, Event]) -> tuple[list[Entry], bytes, bytes]:
+    """Entries of the stream, the digest of the entry before the first one, and that of the last one.
 
-    See `lua/common.lua` for the fields.
+    By its digest `parsed` may have an event already, for once. See `lua/common.lua` for the fields.
     """
-    id_, (_, digest, _, prev, _, accepted, _, _, _, json, _, previous) = item
+    return [_entry_of_item(each, parsed) for each in items], items[0][1][13], items[-1][1][1]
+
+
+def _entry_of_item(item: list[Any], parsed: dict[bytes, Event]) -> Entry:
+    id_, (_, digest, _, prev, _, accepted, _, _, _, json, _, previous, _, _) = item
     event = parsed.pop(digest, None)
     body = event.body if event is not None and event.json == json else None
-    return Entry(int(id_[:-2]), int(prev), int(accepted), json, body=body, previous=previous or None), digest
+    return Entry(int(id_[:-2]), int(prev), int(accepted), json, body=body, previous=previous or None)
 
 
 def offset_id(offset: int) -> str:

@@ -41,7 +41,7 @@ from gateway.log import _redis_scripts as scripts
 from gateway.log._redis_follower import Follower
 from gateway.log._redis_index import build_index
 from gateway.log._redis_letters import Letters
-from gateway.log._redis_scripts import META, PREFIX, entry_of_item, entry_of_row, offset_id
+from gateway.log._redis_scripts import META, PREFIX, entries_of_items, entry_of_row, offset_id
 from gateway.log._redis_writer import Append, Call, Writer, remember_arguments
 from gateway.log._room import Room
 from gateway.redis_clients import UNREACHABLE, RedisClients, RedisRefusedError
@@ -203,7 +203,7 @@ class RedisLog:
         before, items, epoch = await self._ask(lambda: self._page(after, announced, count))
         if before[0] != epoch or epoch != self.epoch.encode():
             raise LogUnavailableError(f"{self._clients.name} has lost the log")
-        entries = [entry_of_item(each, {})[0] for each in items]
+        entries = entries_of_items(items, {})[0] if items else []
         for each in entries:
             each.previous = None
         if entries:
