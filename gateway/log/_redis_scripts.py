@@ -25,6 +25,11 @@ _PARTS: Final = {
 }
 
 
+# What makes room may run where Redis has no memory left, though it writes a little itself.
+_FREEING: Final = ("retain", "unbury")
+_ALLOW_OOM: Final = "#!lua flags=allow-oom\n"
+
+
 class OtherLogError(Exception):
     """The log is another one than this node knows, or has lost its end."""
 
@@ -47,7 +52,8 @@ class Script:
     def __init__(self, name: str) -> None:
         directory = resources.files("gateway.log") / "lua"
         parts = (*_PARTS.get(name, ("common",)), name)
-        self._text = "\n".join((directory / f"{part}.lua").read_text("utf-8") for part in parts)
+        text = "\n".join((directory / f"{part}.lua").read_text("utf-8") for part in parts)
+        self._text = _ALLOW_OOM + text if name in _FREEING else text
         self._digest = hashlib.sha1(self._text.encode(), usedforsecurity=False).hexdigest()
 
     async def call(self, client: Any, *args: Any) -> list[Any]:

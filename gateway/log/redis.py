@@ -77,6 +77,7 @@ class RedisLog:
         self._clients = clients
         self._paths = tuple(each for each in index if each not in ("subject", "type"))
         self._now = now
+        self._random = random
         self._stats = stats or LogStats()
         self._node = node or secrets.token_hex(8)
         self._room = Room()
@@ -127,13 +128,16 @@ class RedisLog:
                     client.set_response_callback(command, _as_it_is)
             await self._follower.open(on_append, on_reset, wants_previous)
             await build_index(self._clients, self._follower, self._paths)
+            self._is_open = True
         except RedisRefusedError as error:
-            await self._clients.aclose()
             raise LogUnavailableError(str(error)) from None
         except UNREACHABLE as error:
-            await self._clients.aclose()
             raise LogUnavailableError(self._clients.explain(error)) from None
-        self._is_open = True
+        except scripts.OtherLogError:
+            raise LogUnavailableError(f"{self._clients.name} has lost the log") from None
+        finally:
+            if not self._is_open:
+                await self._clients.aclose()
         self._writing = asyncio.create_task(self._writer.run(), name="log writer")
         self._following = asyncio.create_task(self._follower.run(), name="log follower")
 
@@ -180,11 +184,12 @@ class RedisLog:
         return await future
 
     async def remember(self, remember: Remember) -> None:
-        args = (*self._remembered(remember), "", 0)
+        args = (*self._remembered(remember), "", 0, self._random(8))
         await self._write(lambda: scripts.REMEMBER.run(self._clients.writes, *args))
 
     async def revoke(self, revocation: Revocation, *, remember: Remember | None = None) -> None:
-        args = (*self._remembered(remember), f"{revocation.kind}:{revocation.value}", revocation.at)
+        revoked = (f"{revocation.kind}:{revocation.value}", revocation.at)
+        args = (*self._remembered(remember), *revoked, self._random(8))
         await self._write(lambda: scripts.REMEMBER.run(self._clients.writes, *args))
 
     def _remembered(self, remember: Remember | None) -> tuple[Any, ...]:
@@ -192,8 +197,9 @@ class RedisLog:
         return (key, self._microseconds(), *answer)
 
     async def use_once(self, token: str, seconds: float) -> bool:
-        now, lasts = self._microseconds(), int(seconds * 1_000_000)
-        (first,) = await self._write(lambda: scripts.USE_ONCE.run(self._clients.writes, token, now, lasts))
+        now, lasts, nonce = self._microseconds(), int(seconds * 1_000_000), self._random(8)
+        args = (token, now, lasts, nonce)
+        (first,) = await self._write(lambda: scripts.USE_ONCE.run(self._clients.writes, *args))
         return bool(first)
 
     # Reading
