@@ -398,6 +398,42 @@ async def test_the_index_is_built_anew_for_other_paths(nodes: Nodes, redis_serve
     assert (await latest_ids(new, "data.region", "r9"))[-1] == "x"
 
 
+async def test_nodes_with_other_paths_index_for_the_one_that_came_last(
+    nodes: Nodes, redis_server: RedisServer
+) -> None:
+    """While a change of GATEWAY_INDEX is rolled out: what the old node appends is found by the new path, and what
+    the old node looks up is right, though it is no longer indexed."""
+    old = await nodes.open(redis_server.url, index=("data.customerId",))
+    await old.append(event("a", "o-1", customerId="c", region="r"))
+    new = await nodes.open(redis_server.url, index=("data.region",))
+    await old.append(event("b", "o-2", customerId="c", region="r"))
+    await new.append(event("d", "o-3", customerId="c", region="r"))
+    await old.reached(3)
+    await new.reached(3)
+    for node in (old, new):
+        for path, value in (("data.region", "r"), ("data.customerId", "c")):
+            found = await latest_ids(node, path, value)
+            assert [each for each in ("a", "b", "d") if each in found] == ["a", "b", "d"]
+    key = "{gateway}:x:data.region\0" + index_key("r")
+    assert redis_server.call("ZCARD", key) == 3
+    assert redis_server.call("EXISTS", "{gateway}:x:data.customerId\0" + index_key("c")) == 0
+
+
+async def test_a_log_that_is_lost_under_nodes_with_other_paths_is_indexed_by_one(
+    nodes: Nodes, redis_server: RedisServer
+) -> None:
+    """Whichever node makes the new log: both append, and both find all of it."""
+    one = await nodes.open(redis_server.url, index=("data.customerId",))
+    two = await nodes.open(redis_server.url, index=("data.region",))
+    redis_server.call("FLUSHALL")
+    await eventually_appended(one, event("a", "o-1", customerId="c", region="r"))
+    await eventually_appended(two, event("b", "o-2", customerId="c", region="r"))
+    for node in (one, two):
+        await node.reached(2)
+        for path, value in (("data.region", "r"), ("data.customerId", "c")):
+            assert set(await latest_ids(node, path, value)) == {"a", "b"}
+
+
 async def test_a_key_of_another_type_is_told_in_one_line(redis_server: RedisServer) -> None:
     """Whose database it is not: the gateway does not open it."""
     redis_server.call("SET", "{gateway}:meta", "mine")

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+import orjson
+
 from gateway.event import Event
 from gateway.log import Entry, LogCorruptError, LogUnavailableError, OnAppend, OnReset
 from gateway.log import _redis_scripts as scripts
@@ -35,12 +37,16 @@ _PAUSES: Final = (0.05, 2.0)  # seconds until Redis is tried again, the first ti
 class Follower:
     """This node's place in the log: `head` is up to where entries have been announced."""
 
-    def __init__(self, clients: RedisClients, random_bytes: Callable[[int], bytes]) -> None:
+    def __init__(
+        self, clients: RedisClients, random_bytes: Callable[[int], bytes], index: Sequence[str]
+    ) -> None:
         self.epoch = ""
         self.secret = b""
         self.first = 1
         self.head = 0
-        self.index = b""  # the paths for which the index was built, as JSON
+        self.wanted_index = orjson.dumps(list(index))  # of paths, as JSON, like the next two
+        self.index = b""  # what is to be indexed, whichever node appends
+        self.built = b""  # what is indexed for all latest events
         self.fault: str | None = None
         self._clients = clients
         self._random = random_bytes
@@ -60,7 +66,7 @@ class Follower:
 
     async def _state(self) -> list[Any]:
         epoch, secret = self._new_epoch(), self._random(32)
-        state = await scripts.OPEN.call(self._clients.writes, FORMAT, epoch, secret)
+        state = await scripts.OPEN.call(self._clients.writes, FORMAT, epoch, secret, self.wanted_index)
         if int(state[0] or 0) != FORMAT:
             raise LogCorruptError(
                 f"{self._clients.name} has a log in another format: run the gateway that wrote it, or use another database"
@@ -71,7 +77,7 @@ class Follower:
         return "".join(_ALPHABET[byte % len(_ALPHABET)] for byte in self._random(8))
 
     def _adopt(self, state: Sequence[Any]) -> None:
-        _, epoch, self.secret, self.head, self.first, self.index, self._digest = state
+        _, epoch, self.secret, self.head, self.first, self.index, self.built, self._digest = state
         self.epoch = epoch.decode()
 
     # Announcing
@@ -157,6 +163,7 @@ class Follower:
             self._reset(state)
         else:
             self.first = max(self.first, state[4])
+            self.index, self.built = state[5:7]
 
     def _reset(self, state: Sequence[Any]) -> None:
         self._adopt(state)
@@ -248,4 +255,4 @@ class Follower:
 
 def _has_lost_its_end(state: Sequence[Any], head: int, digest: bytes) -> bool:
     """Whether a log in this state no longer has the entry at `head`; behind a later head the next page tells."""
-    return bool(state[3] < head or (state[3] == head and state[6] != digest))
+    return bool(state[3] < head or (state[3] == head and state[7] != digest))

@@ -34,9 +34,14 @@ class OtherLogError(Exception):
     """The log is another one than this node knows, or has lost its end."""
 
 
+class OtherIndexError(Exception):
+    """Latest events are indexed by other paths than this node knows, or not all of them yet."""
+
+
 _REFUSAL_OF: Final[dict[bytes, type[Exception]]] = {
     b"EPOCH": OtherLogError,
     b"LOST": OtherLogError,
+    b"INDEX": OtherIndexError,
     b"FENCED": FencedError,
     b"TAKEN": KeyTakenError,
     b"CONFLICT": ConflictError,
@@ -65,7 +70,7 @@ class Script:
         return reply
 
     async def run(self, client: Any, *args: Any) -> list[Any]:
-        """What the script returns after its OK. Raises OtherLogError, FencedError, KeyTakenError or ConflictError."""
+        """What the script returns after its OK. Raises what stands in `_REFUSAL_OF`."""
         status, *reply = await self.call(client, *args)
         if status != b"OK":
             raise _REFUSAL_OF[status]
@@ -73,8 +78,10 @@ class Script:
 
 
 APPEND: Final = Script("append")
+BUILT: Final = Script("built")
 BURY: Final = Script("bury")
 GET: Final = Script("get")
+INDEX: Final = Script("index")
 LATEST: Final = Script("latest")
 LETTERS_PAGE: Final = Script("letters_page")
 LEASE: Final = Script("lease")

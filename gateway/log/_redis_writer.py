@@ -6,6 +6,7 @@ next call together. A call whose answer was lost is repeated: an event that is i
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import itertools
 import logging
@@ -79,6 +80,8 @@ class Place(Protocol):
     @property
     def epoch(self) -> str: ...
 
+    index: bytes  # the paths by which events are indexed now, as JSON
+
     @property
     def head(self) -> int:
         """Up to where this node has announced entries."""
@@ -105,7 +108,6 @@ class Writer:
         clients: RedisClients,
         place: Place,
         *,
-        paths: Sequence[str],
         retention: Retention,
         node: str,
         now: Callable[[], int],
@@ -117,7 +119,6 @@ class Writer:
         self._stopping = False
         self._clients = clients
         self._place = place
-        self._paths = paths
         self._retention = retention
         self._node = node
         self._now = now
@@ -214,13 +215,15 @@ class Writer:
         deadline = time.monotonic() + (GIVE_UP_SECONDS if self.fault is None else 0)
         pause, number, repeated = _RETRY_SECONDS, next(self._calls), False
         while True:
+            epoch = self._place.epoch
             try:
                 await self._send(batch, number, repeated=repeated)
                 return
-            except scripts.OtherLogError:
+            except (scripts.OtherLogError, scripts.OtherIndexError):
                 await self._place.look()
-                if isinstance(batch[0], Append) and batch[0].expect:  # a place in the log that is gone
-                    raise ConflictError(batch[0].expect.subject) from None
+                expect = batch[0].expect if isinstance(batch[0], Append) else None
+                if expect and self._place.epoch != epoch:  # a place in the log that is gone
+                    raise ConflictError(expect.subject) from None
             except (exceptions.ConnectionError, OSError) as error:
                 if isinstance(error, TimeoutError) or time.monotonic() + pause > deadline:
                     raise
@@ -258,10 +261,11 @@ class Writer:
     async def _append(self, appends: Sequence[Append], number: int, *, repeated: bool) -> int:
         """Returns the head before it; the appends know their places then."""
         events = [event for each in appends for event in each.events]
-        epoch = self._place.epoch
-        args = [*self._arguments(appends[0]), self._node, number, int(repeated), len(events)]
+        epoch, index = self._place.epoch, self._place.index
+        paths = paths_of(index)
+        args = [*self._arguments(appends[0]), self._node, number, int(repeated), len(events), index]
         for event in events:
-            self._add(args, event)
+            self._add(args, event, paths)
         head, log_first, places = await scripts.APPEND.run(self._clients.writes, *args)
         self._place.retained(log_first, epoch)
         start = 0
@@ -299,15 +303,15 @@ class Writer:
             int(first.remember is not None and first.remember.reply.appended is not None),
         ]
 
-    def _add(self, args: list[Any], event: Event) -> None:
+    def _add(self, args: list[Any], event: Event, paths: Sequence[str]) -> None:
         digest = digest_of(event.source, event.id)
         self._place.flying[digest] = event
         if event.subject is None:
             args += (digest, event.json, b"", b"", 0)
             return
         keys = [f"type\0s:{event.type}"]
-        if self._paths:
-            keys += index_keys(event.body, self._paths)
+        if paths:
+            keys += index_keys(event.body, paths)
         is_order = b"1" if event.type.startswith(ORDER) else b""
         args += (digest, event.json, event.subject, is_order, len(keys), *keys)
 
@@ -349,6 +353,12 @@ def remember_arguments(remember: Remember | None) -> tuple[Any, ...]:
         return "", "", 0, "", ""
     reply = remember.reply
     return remember.key, remember.digest, reply.status, orjson.dumps(reply.headers), reply.body
+
+
+@functools.lru_cache(4)
+def paths_of(index: bytes) -> tuple[str, ...]:
+    """The payload paths of an index."""
+    return tuple(orjson.loads(index))
 
 
 def index_keys(body: dict[str, Any], paths: Sequence[str]) -> list[str]:

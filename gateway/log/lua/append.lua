@@ -3,14 +3,17 @@
 -- ARGV: epoch, head that the node has told, now, events to keep, oldest to keep, how near to its end an event is that
 -- those after it carry along, lease and its value ('' for none), subject and offset that are expected ('' for none),
 -- key to remember ('' for none), digest, status, headers, body, whether the answer tells the counts, node, number of
--- this call of the node's, whether it is repeated, number of events; for each event: digest, JSON, subject, whether it
--- is an order's, number of index keys, index keys.
+-- this call of the node's, whether it is repeated, number of events, the index that their keys are for; for
+-- each event: digest, JSON, subject, whether it is an order's, number of index keys, index keys.
 -- Returns what refuses it, or OK, head before, first, offset of each event.
 local SLACK = 60000000  -- microseconds; an event that is too old so soon is near to its end, too
 
-local meta = call('HMGET', META, 'epoch', 'head', 'first', 'accepted', 'last')
+local meta = call('HMGET', META, 'epoch', 'head', 'first', 'accepted', 'last', 'index')
 if meta[1] ~= ARGV[1] then
   return {'EPOCH'}
+end
+if meta[6] ~= ARGV[21] then
+  return {'INDEX'}
 end
 local head, first, accepted = tonumber(meta[2]), tonumber(meta[3]), tonumber(meta[4])
 if head < tonumber(ARGV[2]) then
@@ -19,7 +22,7 @@ end
 local now, events, since, margin = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local lease, expected, remembered = ARGV[7], ARGV[9], ARGV[11]
 local reply = P .. 'reply:' .. remembered
-local calls, number, count, at = P .. 'call:' .. ARGV[17], ARGV[18], tonumber(ARGV[20]), 21
+local calls, number, count, at = P .. 'call:' .. ARGV[17], ARGV[18], tonumber(ARGV[20]), 22
 
 -- One that is repeated because its answer was lost gets the answer of the first time, whatever came since.
 if ARGV[19] == '1' then

@@ -1,7 +1,7 @@
 -- What every script knows: the names of the keys, and how an event is found by its offset.
 --
 -- {gateway}:meta    hash: format, epoch, secret, head, last (digest of the event at head), first, accepted, index (the
---                   paths of the index, as JSON)
+--                   paths by which events are indexed, as JSON), built (the same when all latest events are)
 -- {gateway}:log     stream, ids OFFSET-0; fields d (digest of the identity), p (offset of the event before it of the
 --                   same subject), a (accepted, microseconds), s (subject), e (JSON), b (JSON of the event before),
 --                   c (digest of the entry before, whatever its subject)
