@@ -273,9 +273,10 @@ async def test_a_log_that_has_lost_its_end_is_noticed_on_a_connection_that_lives
         "EVAL",
         """
         redis.call('DEL', KEYS[1])
-        redis.call('XADD', KEYS[1], '3-0', 'd', 'other', 'p', '0', 'a', '1', 's', '', 'e', '{}', 'b', '', 'c', 'z')
-        redis.call('XADD', KEYS[1], '4-0', 'd', 'next', 'p', '0', 'a', '1', 's', '', 'e', '{}', 'b', '', 'c', 'other')
-        redis.call('HSET', KEYS[2], 'head', 4, 'last', 'next')
+        local one, two, three = string.rep('1', 16), string.rep('2', 16), string.rep('3', 16)
+        redis.call('XADD', KEYS[1], '3-0', 'm', two .. one .. '0 1 ', 'e', '{}', 'b', '')
+        redis.call('XADD', KEYS[1], '4-0', 'm', three .. two .. '0 1 ', 'e', '{}', 'b', '')
+        redis.call('HSET', KEYS[2], 'head', 4, 'last', three)
         """,
         2,
         STREAM,

@@ -105,12 +105,13 @@ def entries_of_items(items: list[Any], parsed: dict[bytes, Event]) -> tuple[list
 
     By its digest `parsed` may have an event already, for once. See `lua/common.lua` for the fields.
     """
-    return [_entry_of_item(each, parsed) for each in items], items[0][1][13], items[-1][1][1]
+    return [_entry_of_item(each, parsed) for each in items], items[0][1][1][16:32], items[-1][1][1][:16]
 
 
 def _entry_of_item(item: list[Any], parsed: dict[bytes, Event]) -> Entry:
-    id_, (_, digest, _, prev, _, accepted, _, _, _, json, _, previous, _, _) = item
-    event = parsed.pop(digest, None)
+    id_, (_, told, _, json, _, previous) = item
+    prev, accepted, _ = told[32:].split(b" ", 2)
+    event = parsed.pop(told[:16], None)
     body = event.body if event is not None and event.json == json else None
     return Entry(int(id_[:-2]), int(prev), int(accepted), json, body=body, previous=previous or None)
 

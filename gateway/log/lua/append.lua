@@ -55,7 +55,8 @@ local before = head
 local soon = math.max(first, head + count - events + margin)
 if head >= first then
   local oldest = call('XRANGE', LOG, '-', '+', 'COUNT', 1)[1]
-  if tonumber(oldest[2][6]) < since + SLACK then
+  local _, since_when = parts(oldest[2][2])
+  if tonumber(since_when) < since + SLACK then
     soon = math.max(soon, first + margin)
   end
 end
@@ -89,7 +90,7 @@ end
 -- The events are placed one after the other; what becomes of their subjects is written at the end, all at once.
 -- Offsets stand as text wherever they go into a command: to make text of a number is what takes longest here.
 local places, placed, ids = {}, {}, {}
-local last = meta[5] or ''
+local last = meta[5] or NONE
 for i = 1, count do
   local digest, subject, size = digests[i], ARGV[at + 2], tonumber(ARGV[at + 4])
   local place = tonumber(known[i] or placed[digest] or 0)
@@ -108,8 +109,8 @@ for i = 1, count do
         old = found and found[4] or ''
       end
     end
-    call('XADD', LOG, text .. '-0', 'd', digest, 'p', prev, 'a', stamp, 's', subject, 'e', ARGV[at + 1],
-      'b', old, 'c', last)
+    call('XADD', LOG, text .. '-0', 'm', digest .. last .. prev .. ' ' .. stamp .. ' ' .. subject, 'e', ARGV[at + 1],
+      'b', old)
     last = digest
     if it then
       if ARGV[at + 3] == '1' then

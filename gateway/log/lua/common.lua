@@ -2,9 +2,8 @@
 --
 -- {gateway}:meta    hash: format, epoch, secret, head, last (digest of the event at head), first, accepted, index (the
 --                   paths by which events are indexed, as JSON), built (the same when all latest events are)
--- {gateway}:log     stream, ids OFFSET-0; fields d (digest of the identity), p (offset of the event before it of the
---                   same subject), a (accepted, microseconds), s (subject), e (JSON), b (JSON of the event before),
---                   c (digest of the entry before, whatever its subject)
+-- {gateway}:log     stream, ids OFFSET-0; fields m (see `parts`), e (JSON), b (JSON of the event before it of the same
+--                   subject, where that may be gone soon): few, since each costs as much as the text in it
 -- {gateway}:ids     hash: digest -> offset, of all that the log has
 -- {gateway}:latest  sorted set: subject by the offset of its latest event
 -- {gateway}:orders  sorted set: subject by the offset of its latest order.* event
@@ -44,12 +43,21 @@ local function score(set, member)
   return tonumber(call('ZSCORE', set, member) or 0)
 end
 
+local NONE = string.rep('0', 16)  -- in place of a digest
+
+-- What field m of an entry is: digest of its identity and that of the entry before it, 16 bytes each, then prev (the offset
+-- of the event before it of the same subject), accepted (microseconds) and subject, with spaces between.
+local function parts(m)
+  return string.match(m, '^(%d+) (%d+) (.*)$', 33)
+end
+
 -- {offset, prev, accepted, JSON}; nil for an event that is neither in the log nor kept.
 local function entry(offset)
   local found = call('XRANGE', LOG, string.format('%d-0', offset), string.format('%d-0', offset))[1]
   if found then
     local f = found[2]
-    return {offset, f[4], f[6], f[10]}
+    local prev, accepted = parts(f[2])
+    return {offset, prev, accepted, f[4]}
   end
   local kept = call('HGET', KEPT, offset)
   if kept then

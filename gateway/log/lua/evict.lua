@@ -8,26 +8,27 @@ local function evict_events(first, head, events, since, limit)
     if #page == 0 then
       break
     end
-    local digests, subjects = {}, {}
+    local digests, subjects, rows = {}, {}, {}
     for n, each in ipairs(page) do
-      local f = each[2]
+      local m = each[2][2]
+      local prev, accepted, subject = parts(m)
       if last + n > head - events then
-        is_old = tonumber(f[6]) < since
+        is_old = tonumber(accepted) < since
         if not is_old then
           limit = n - 1
           break
         end
       end
-      digests[n], subjects[n] = f[2], f[8]
+      digests[n], subjects[n], rows[n] = string.sub(m, 1, 16), subject, {prev, accepted, each[2][4]}
     end
     if #digests == 0 then
       break
     end
     local latest, orders = ask('ZMSCORE', LATEST, subjects), ask('ZMSCORE', ORDERS, subjects)
     for n, subject in ipairs(subjects) do
-      local offset, f = last + n, page[n][2]
+      local offset = last + n
       if subject ~= '' and (tonumber(latest[n] or 0) == offset or tonumber(orders[n] or 0) == offset) then
-        call('HSET', KEPT, offset, cmsgpack.pack({f[4], f[6], f[10]}))
+        call('HSET', KEPT, offset, cmsgpack.pack(rows[n]))
       end
     end
     tell('HDEL', IDS, digests)

@@ -7,5 +7,5 @@ if call('EXISTS', META) == 0 then
 end
 local meta = call('HMGET', META, 'format', 'epoch', 'secret', 'head', 'first', 'index', 'built', 'last')
 return {
-  meta[1], meta[2], meta[3], tonumber(meta[4]), tonumber(meta[5]), meta[6] or '', meta[7] or '', meta[8] or ''
+  meta[1], meta[2], meta[3], tonumber(meta[4]), tonumber(meta[5]), meta[6] or '', meta[7] or '', meta[8] or NONE
 }
