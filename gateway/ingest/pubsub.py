@@ -32,7 +32,7 @@ _LEASE: Final = "pubsub"
 _LEASE_SECONDS: Final = 3.0
 _BEAT_SECONDS: Final = 1.0  # between two marks of a node, and two renewals of the lease
 _DEAF_SECONDS: Final = 5.0  # without a mark of its own a node's connection is taken for dead
-_TURN_SECONDS: Final = 0.25  # between two tries to get the lease
+TURN_SECONDS: Final = 0.25  # between two tries to get the lease, however much is heard
 _PATIENCE: Final = 4  # tries that a node which has missed something leaves to those that have not
 _PAUSES: Final = (0.1, 2.0)  # seconds until Redis or the log is tried again, the first time and at last
 _TAKEN: Final = 1000
@@ -190,9 +190,7 @@ class PubSub:
     async def _append(self) -> None:
         pause = _PAUSES[0]
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_TURN_SECONDS):
-                    await self._something.wait()
+            await self._wait_for_turn()
             try:
                 async with self._turn:
                     await self._take_turn()
@@ -205,6 +203,15 @@ class PubSub:
                 self._store_reason = str(error)
                 await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - jitter
                 pause = min(_PAUSES[1], 2 * pause)
+
+    async def _wait_for_turn(self) -> None:
+        """Until there is something to append. Who does not append waits by the clock alone: see _PATIENCE."""
+        if self._fence is None:
+            await asyncio.sleep(TURN_SECONDS)
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TURN_SECONDS):
+                await self._something.wait()
 
     async def _take_turn(self) -> None:
         self._tell_dropped()
