@@ -92,9 +92,17 @@ class PubSub:
 
     async def run(self) -> None:
         """Listens and appends until it is cancelled."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._listen(), name="pub/sub listener")
-            group.create_task(self._append(), name="pub/sub appender")
+        running = [
+            asyncio.create_task(self._listen(), name="pub/sub listener"),
+            asyncio.create_task(self._append(), name="pub/sub appender"),
+        ]
+        try:
+            await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await tasks.end(*running)
+        for each in running:
+            if not each.cancelled():
+                each.result()  # neither ends by itself but by a fault of ours
 
     # Listening
 

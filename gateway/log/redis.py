@@ -132,7 +132,7 @@ class RedisLog:
             raise LogUnavailableError(str(error)) from None
         except UNREACHABLE as error:
             await self._clients.aclose()
-            raise LogUnavailableError(self._clients.explain(error)) from None
+            raise LogUnavailableError(self._clients.explain(error, first=True)) from None
         self._is_open = True
         self._writing = asyncio.create_task(self._writer.run(), name="log writer")
         self._following = asyncio.create_task(self._follower.run(), name="log follower")
