@@ -54,11 +54,17 @@ _STOP_SECONDS = 5.0  # for ingests to store what they have fetched
 _LAG_INTERVAL = 1.0  # seconds between two looks at how late the loop is
 
 
-def make_log(settings: Settings, stats: LogStats | None = None) -> Log:
-    """The log that the settings name, not opened yet. Raises LogUnavailableError for one there is none of."""
+def make_log(settings: Settings, stats: LogStats | None = None, node: str | None = None) -> Log:
+    """The log that the settings name, not opened yet. `node` is what this node is called there."""
     retention = Retention(settings.retention_events, settings.retention_age, settings.latest_age)
     if settings.has_redis_store:
-        return RedisLog(RedisClients(settings.store), retention=retention, index=settings.index, stats=stats)
+        return RedisLog(
+            RedisClients(settings.store),
+            retention=retention,
+            index=settings.index,
+            stats=stats,
+            node=node,
+        )
     _, _, place = settings.store.partition(":")
     return SqliteLog(place or None, retention=retention, index=settings.index, stats=stats)
 
@@ -72,7 +78,8 @@ async def open_node(
     """
     metrics = Metrics()
     stats = LogStats(observe_append=metrics.append.observe)
-    log = make_log(settings, stats)
+    id_ = node_id()
+    log = make_log(settings, stats, id_)
     cursors = Cursors(settings.cursor_key.get_secret_value() if settings.cursor_key else None)
     flusher = Flusher(
         asyncio.get_running_loop(),
@@ -84,7 +91,6 @@ async def open_node(
     await log.open(hub.publish, lambda: hub.reset(log.epoch, log.head), wants_previous=hub.wants_previous)
     hub.begin(log.epoch, log.head)
     revocations = Revocations(await log.revocations())
-    id_ = node_id()
     neighbours = Neighbours(RedisClients(settings.store), id_) if settings.has_redis_store else None
     shared = neighbours.limits if neighbours and settings.has_keys else None
     tickets = Tickets(log.secret)

@@ -71,12 +71,14 @@ class RedisLog:
         now: Callable[[], float] = time.time,
         random: Callable[[int], bytes] = os.urandom,
         stats: LogStats | None = None,
+        node: str | None = None,
     ) -> None:
+        """`node` names this node, as the holder of a lease; another one for each process."""
         self._clients = clients
         self._paths = tuple(each for each in index if each not in ("subject", "type"))
         self._now = now
         self._stats = stats or LogStats()
-        self._node = secrets.token_hex(8)
+        self._node = node or secrets.token_hex(8)
         self._room = Room()
         self._is_open = False
         self._mean = 1024.0  # bytes of an entry's JSON, as far as pages have shown
