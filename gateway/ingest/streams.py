@@ -77,9 +77,8 @@ class StreamIngest:
 
     async def run(self) -> None:
         """Reads until it is cancelled."""
-        order = random.sample(
-            self._streams, len(self._streams)
-        )  # nodes that start together share the streams
+        # Each node in an order of its own, so that nodes that start together share the streams.
+        order = random.sample(self._streams, len(self._streams))
         async with asyncio.TaskGroup() as group:
             for place, each in enumerate(order):
                 group.create_task(each.run(place * _STAGGER_SECONDS), name=f"stream {each.name}")
