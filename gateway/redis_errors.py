@@ -64,7 +64,12 @@ _TLS: Final = (
     ("record layer failure", "it does not speak TLS there: write redis:// in place of rediss://"),
 )
 _MAX_TEXT: Final = 300
-_QUOTED: Final = re.compile(r"\s+")
+_SPACES: Final = re.compile(r"\s+")
+# Redis and redis-py tell of users, arguments and whole commands, which may be secrets and orders.
+_TOLD: Final = re.compile(
+    r"(?<=\buser) \S+(?= has no permissions)|, with args beginning with:.*|Command # \d+ \(.*\) of pipeline caused error: ",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 def explain(error: BaseException) -> str:
@@ -95,7 +100,8 @@ def _answer(error: BaseException) -> str | None:
         if isinstance(error, kind):
             return reason
     ours = isinstance(error, (exceptions.RedisError, exceptions.RedisClusterException))
-    return next((reason for name, reason in _ANSWERS.items() if ours and name in str(error)), None)
+    text = str(error)
+    return next((told for word, told in _ANSWERS.items() if ours and re.search(rf"\b{word}\b", text)), None)
 
 
 def _tls(error: BaseException) -> str | None:
@@ -121,4 +127,4 @@ def _number(error: BaseException) -> str | None:
 
 
 def _text(error: BaseException) -> str:
-    return _QUOTED.sub(" ", str(error)).strip()[:_MAX_TEXT] or type(error).__name__
+    return _SPACES.sub(" ", _TOLD.sub("", str(error))).strip()[:_MAX_TEXT] or type(error).__name__
