@@ -30,6 +30,8 @@ _ANSWERS: Final = {
     "Cluster mode is not enabled": "it is no cluster: write redis://",
     "invalid username-password": "it refuses the user or the password of the URL",
     "max number of clients": "it takes no more clients (maxclients)",
+    "called without any password": "it has no password, and the URL has one: leave it out",
+    "No connection available": "all connections to it are in use",
 }
 _KINDS: Final = (
     (exceptions.MaxConnectionsError, "all connections to it are in use"),
