@@ -281,6 +281,7 @@ class PubSub:
         if self._fence is not None:
             self._first, self._renewed, self._patience = first, self._monotonic(), _PATIENCE
             self._holes = holes
+            self._kept.lead()
             self._something.set()
 
     async def _has_waited(self) -> bool:
@@ -297,11 +298,10 @@ class PubSub:
         messages = self._kept.take(_TAKEN, _TAKEN_BYTES)
         if messages:
             await self._store(messages, fence)
+        if self._kept.holes == self._holes:
             self._kept.drop(messages)
         if len(self._kept):
             self._something.set()
-        else:
-            self._kept.caught_up = self._kept.listening
         if self._monotonic() - self._renewed >= _BEAT_SECONDS:
             await self._renew(fence)
         return len(messages)
