@@ -53,6 +53,11 @@ class Call:
     node: Node
     request: StarletteRequest
     principal: Principal
+    headers: Mapping[bytes, bytes]  # by lower-case name; of one that was sent twice, the first
+
+    @classmethod
+    def of(cls, node: Node, request: StarletteRequest, principal: Principal) -> "Call":
+        return cls(node, request, principal, dict(reversed(request.scope["headers"])))
 
     @property
     def log(self) -> Log:
@@ -64,7 +69,7 @@ class Call:
     @property
     def media_type(self) -> str:
         """The content type without parameters, lower case. Raises `unsupported_media_type` unless UTF-8."""
-        return _media_type(self.request.headers.get("content-type", ""))
+        return _media_type(self.headers.get(b"content-type", b""))
 
     def limit(self, default: int, most: int) -> int:
         """The query's `limit`. Raises `bad_request` unless it is a whole number from 1 to `most`."""
@@ -78,22 +83,29 @@ class Call:
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it comes. Raises `request_timeout` when no next byte comes in time, ClientDisconnect
         when the caller is gone, `unsupported_media_type` for a compressed body."""
-        if self.request.headers.get("content-encoding", "identity").lower() != "identity":
-            raise GatewayError("unsupported_media_type", "the body must not be compressed")
+        self._refuse_compressed()
         more = True
         while more:
-            try:
-                async with self._deadline():
-                    message = await self.request.receive()
-            except TimeoutError:
-                raise GatewayError(
-                    "request_timeout", "the body came too slowly", headers={"Connection": "close"}
-                ) from None
-            if message["type"] == "http.disconnect":
-                raise ClientDisconnect
-            more = message.get("more_body", False)
-            if chunk := message.get("body", b""):
+            chunk, more = await self._receive()
+            if chunk:
                 yield chunk
+
+    def _refuse_compressed(self) -> None:
+        if self.headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            raise GatewayError("unsupported_media_type", "the body must not be compressed")
+
+    async def _receive(self) -> tuple[bytes, bool]:
+        """The body's next bytes, and whether more will come. Raises as `chunks`."""
+        try:
+            async with self._deadline():
+                message = await self.request.receive()
+        except TimeoutError:
+            raise GatewayError(
+                "request_timeout", "the body came too slowly", headers={"Connection": "close"}
+            ) from None
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        return message.get("body", b""), message.get("more_body", False)
 
     def _deadline(self) -> AbstractAsyncContextManager[object]:
         """For the body's next byte; none where the whole body is here, as it is for most requests."""
@@ -104,9 +116,11 @@ class Call:
 
     async def body(self, limit: int | None = None) -> bytes:
         """The whole body. Raises as `chunks`, and `too_large` beyond `limit` bytes (a batch's, if None)."""
+        self._refuse_compressed()
         limit = limit or self.node.settings.max_batch_bytes
-        parts, size = [], 0
-        async for chunk in self.chunks():
+        parts, size, more = [], 0, True
+        while more:
+            chunk, more = await self._receive()
             parts.append(chunk)
             size += len(chunk)
             if size > limit:
@@ -126,8 +140,8 @@ class Call:
 
 
 @lru_cache(maxsize=64)
-def _media_type(content_type: str) -> str:
-    kind, _, parameters = content_type.partition(";")
+def _media_type(content_type: bytes) -> str:
+    kind, _, parameters = content_type.decode("latin-1").partition(";")
     for each in parameters.split(";"):
         name, _, value = each.strip().partition("=")
         if name.lower() == "charset" and value.strip('"').lower() not in ("utf-8", "utf8", "us-ascii"):
@@ -175,7 +189,10 @@ class Endpoint:
             response = await self._answer(StarletteRequest(scope, receive))
         except ClientDisconnect:
             return
-        await response(scope, receive, send)
+        socket = scope.get("extensions", {}).get(EXTENSION)
+        is_plain = type(response) is Response and response.background is None
+        if not (is_plain and socket and socket.answer(send, response)):
+            await response(scope, receive, send)
 
     async def _answer(self, request: StarletteRequest) -> Response:
         root_path = self._node.settings.root_path
@@ -203,7 +220,7 @@ class Endpoint:
         principal = OPEN if self._public else await identify(self._node, request.scope)
         if principal is None:
             raise unauthenticated()
-        return await handler(Call(self._node, request, principal))
+        return await handler(Call.of(self._node, request, principal))
 
 
 async def limit_rate(call: Call) -> None:

@@ -129,8 +129,14 @@ class ProxyHeaders(ProxyHeadersMiddleware):
         if scope["type"] == "lifespan":
             return self.app(scope, receive, send)
         headers: list[tuple[bytes, bytes]] = scope["headers"]
-        scope.setdefault("state", {})["raw_host"] = _last(headers, b"host")
-        if not any(name[:12] == b"x-forwarded-" for name, _ in headers):
+        host, is_forwarded = b"", False
+        for name, value in headers:
+            if name == b"host":
+                host = value
+            elif name[:12] == b"x-forwarded-":
+                is_forwarded = True
+        scope.setdefault("state", {})["raw_host"] = host.decode("latin-1")
+        if not is_forwarded:
             return self.app(scope, receive, send)
         client = scope.get("client")
         self._forward_host(scope, trusted=bool(client) and client[0] in self.trusted_hosts)

@@ -81,7 +81,16 @@ class Reader:
         """Whether the way to `upto` is short and in memory, so that `finish` may walk it in this turn."""
         if self._lost is not None or self.snapshot is not None or self.epoch != self.hub.epoch:
             return False
-        return upto <= self.offset or (self.hub.tail.covers(self.offset) and upto - self.offset <= PAGE)
+        if upto <= self.offset:
+            return True
+        if not self.hub.tail.covers(self.offset) or upto - self.offset > PAGE:
+            return False
+        return not self.channel.leave or self._knows_before(self.hub.tail.between(self.offset, upto))
+
+    @staticmethod
+    def _knows_before(entries: Sequence[Entry]) -> bool:
+        """Whether these have the events before them: a shared log fetches those only while somebody wants them."""
+        return all(entry.previous is not None or not entry.prev for entry in entries)
 
     def finish(self, upto: int) -> Sequence[Told]:
         """The rest up to `upto`, from memory, in this turn. Only where `can_finish` says so."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from gateway.log import Entry
 
 MAX_ENTRIES = 8192
-MAX_BYTES = 4 << 20  # of JSON; parsed bodies weigh several times as much
+MAX_BYTES = 4 << 20  # of JSON
 
 
 class Tail:
@@ -20,6 +20,9 @@ class Tail:
         self._max_bytes = max_bytes
 
     def extend(self, entries: Sequence[Entry]) -> None:
+        """Adds entries that have been told to who is live: few read them again, so their parsed bodies go."""
+        for entry in entries:
+            entry.forget_body()
         self._entries += entries
         self._bytes += _weight(entries)
         self._trim()

@@ -17,3 +17,6 @@ async def end(*tasks: "asyncio.Task[Any]") -> None:
         for each in running:
             each.cancel()
         _, running = await asyncio.wait(running, timeout=_AGAIN_SECONDS)
+    for each in tasks:
+        if not each.cancelled():
+            each.exception()  # looked at, so that nobody complains of it

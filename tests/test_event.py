@@ -3,6 +3,7 @@
 import base64
 import re
 import uuid
+from datetime import datetime
 from typing import Any
 
 import orjson
@@ -251,3 +252,32 @@ def test_whatever_is_taken_is_a_cloudevent(value: dict[str, Any]) -> None:
         return
     assert refused.code == "invalid_event"
     assert refused.errors
+
+
+def is_time_by_datetime(text: str) -> bool:
+    """The same as `is_rfc3339`, by the standard library instead of by a pattern with the ranges in it."""
+    if re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", text, re.ASCII) is None:
+        return False
+    try:
+        datetime.fromisoformat(text[:17] + ("59" if text[17:19] == "60" else text[17:19]))
+    except ValueError:
+        return False
+    return text[-1] == "Z" or (text[-5:-3] < "24" and text[-2:] < "60")
+
+
+def two_digits(most: int) -> st.SearchStrategy[str]:
+    return st.integers(0, most).map(lambda number: f"{number:02}")
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.sampled_from(["0000", "0001", "1900", "2000", "2023", "2024", "9999"]),
+    *(two_digits(most) for most in (13, 32, 25, 61, 61)),
+    st.sampled_from(["Z", ".5Z", "+00:00", "-23:59", ".123+24:00", "+05:60"]),
+)
+def test_a_time_is_valid_where_the_calendar_says_so(
+    year: str, month: str, day: str, hour: str, minute: str, second: str, end: str
+) -> None:
+    """Months of 28 to 31 days, leap years, leap seconds, and all that is just beyond a range."""
+    text = f"{year}-{month}-{day}T{hour}:{minute}:{second}{end}"
+    assert is_rfc3339(text) is is_time_by_datetime(text)

@@ -106,12 +106,16 @@ HTTP_ATTRIBUTES: dict[str, Any] = {
 HTTP_REQUEST_ATTRIBUTES = {"url"}  # set by on_message_begin
 FLOW_MEMBERS = {"write_paused", "drain", "_is_writable_event"}
 CYCLE_MEMBERS = {
+    "default_headers",
     "disconnected",
+    "keep_alive",
     "message_event",
+    "on_response",
     "response_complete",
     "response_started",
     "scope",
     "transport",
+    "waiting_for_100_continue",
 }
 PARSER_MEMBERS = {"set_dangerous_leniencies", "should_upgrade", "get_method", "get_http_version"}
 

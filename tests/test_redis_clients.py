@@ -35,7 +35,7 @@ async def reason(url: str, *command: Any) -> str:
         except RedisRefusedError as error:
             text = str(error)
         except UNREACHABLE as error:
-            text = made.explain(error)
+            text = made.explain(error, first=not command)
         else:
             raise AssertionError("it was accepted")
         assert text.startswith(made.name)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import random
 import sqlite3
 import sys
 from collections.abc import AsyncIterator
@@ -418,6 +419,51 @@ async def test_the_index_has_exactly_the_latest_events(path: Path) -> None:
         assert orphans.fetchone() == (0,)
     assert rows == [(0, count, count)]
     assert 0 < behind < count
+
+
+def latest_rows(bodies: list[tuple[str, str, str]]) -> dict[tuple[str, int], tuple[int, str, str]]:
+    """What `latest` has to hold after events (subject, type, customer): (offset, type, key) by subject and place."""
+    rows: dict[tuple[str, int], tuple[int, str, str]] = {}
+    for offset, (subject, type_, customer) in enumerate(bodies, 1):
+        before = rows.get((subject, 0))
+        if type_.startswith("order."):
+            rows.pop((subject, 1), None)
+        elif before is not None and before[1].startswith("order."):
+            rows[subject, 1] = before
+        rows[subject, 0] = (offset, type_, customer)
+    return rows
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_the_tables_hold_what_plain_python_gives(path: Path, seed: int) -> None:
+    """Whatever comes in one transaction: new and known subjects, duplicates, orders displaced and back again."""
+    dice = random.Random(seed)
+    bodies: list[tuple[str, str, str]] = []
+    ids: list[str] = []
+    async with opened(path) as log:
+        for _ in range(40):
+            batch = []
+            for _ in range(dice.choice([1, 2, 9, 40])):
+                id_ = f"e{len(ids)}"
+                if ids and dice.random() < 0.02:
+                    id_ = dice.choice(ids)
+                subject, customer = f"o-{dice.randrange(30)}", f"c-{dice.randrange(3)}"
+                type_ = dice.choice(["order.created", "order.updated", "note.added"])
+                batch.append(event(id_, subject, type=type_, customerId=customer))
+                if id_ not in ids:
+                    ids.append(id_)
+                    bodies.append((subject, type_, customer))
+            cut = dice.randrange(len(batch) + 1)  # two appends, which may share a transaction or not
+            await asyncio.gather(log.append(batch[:cut]), log.append(batch[cut:]))
+    rows = latest_rows(bodies)
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        found = db.execute("SELECT subject, behind, offset, type, is_order FROM latest").fetchall()
+        keys = db.execute("SELECT offset, key FROM keys").fetchall()
+    assert {(subject, behind): (offset, type_) for subject, behind, offset, type_, _ in found} == {
+        place: (offset, type_) for place, (offset, type_, _) in rows.items()
+    }
+    assert all(bool(is_order) == type_.startswith("order.") for _, _, _, type_, is_order in found)
+    assert sorted(keys) == sorted((offset, f"s:{customer}") for offset, _, customer in rows.values())
 
 
 # Bounds

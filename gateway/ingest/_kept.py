@@ -53,6 +53,7 @@ class Kept:
         self._milliseconds = 0
         self._place = 0
         self._number = 0
+        self._led_from = 0
         self._whole_since: int | None = None  # the mark since which nothing was missed
         self._whole_token = ""
         self._trusted = ""  # the start of the notes that this node has compared with its own messages
@@ -104,6 +105,10 @@ class Kept:
             return False
         return note is None or self._places.get(note.upto, 0) >= self._whole_since
 
+    def lead(self) -> None:
+        """This node appends from now on: it is caught up when all that it has heard so far is in the log."""
+        self._led_from = self._place
+
     def first_note(self, note: Note | None) -> Note | None:
         """The note with which to begin to append; None where nothing can be told yet."""
         if self._whole_since is None:
@@ -134,6 +139,8 @@ class Kept:
         for each in messages:
             if self._messages and self._messages[0][1] is each:  # else it had to make room meanwhile
                 self._pop()
+        if self.listening and (not self._messages or self._messages[0][0] > self._led_from):
+            self.caught_up = True
 
     # As one of the others
 

@@ -91,9 +91,17 @@ class PubSub:
 
     async def run(self) -> None:
         """Listens and appends until it is cancelled."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._listen(), name="pub/sub listener")
-            group.create_task(self._append(), name="pub/sub appender")
+        running = [
+            asyncio.create_task(self._listen(), name="pub/sub listener"),
+            asyncio.create_task(self._append(), name="pub/sub appender"),
+        ]
+        try:
+            await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await tasks.end(*running)
+        for each in running:
+            if not each.cancelled():
+                each.result()  # neither ends by itself but by a fault of ours
 
     # Listening
 
@@ -243,6 +251,7 @@ class PubSub:
         if self._fence is not None:
             self._first, self._renewed, self._patience = first, self._monotonic(), _PATIENCE
             self._holes = holes
+            self._kept.lead()
             self._something.set()
 
     async def _has_waited(self) -> bool:
@@ -259,11 +268,10 @@ class PubSub:
         messages = self._kept.take(_TAKEN, _TAKEN_BYTES)
         if messages:
             await self._store(messages, fence)
+        if self._kept.holes == self._holes:
             self._kept.drop(messages)
         if len(self._kept):
             self._something.set()
-        else:
-            self._kept.caught_up = self._kept.listening
         if self._monotonic() - self._renewed >= _BEAT_SECONDS:
             await self._renew(fence)
 

@@ -8,7 +8,6 @@ import asyncio
 import logging
 import random
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -29,7 +28,6 @@ logger = logging.getLogger(__name__)
 LEASE_SECONDS: Final = 5.0
 _RENEW_SECONDS: Final = 1.0
 _PAUSES: Final = (0.1, 5.0)  # seconds until Redis or the log is tried again, the first time and at last
-_MAX_STORING: Final = 2  # pages that are being stored
 _MAX_PAGE: Final = 1000
 _FIRST_PAGE: Final = 100
 _PAGE_BYTES: Final = 2 << 20
@@ -76,9 +74,11 @@ class StreamIngest:
 
     async def run(self) -> None:
         """Reads until it is cancelled."""
-        async with asyncio.TaskGroup() as group:
-            for each in self._streams:
-                group.create_task(each.run(), name=f"stream {each.name}")
+        running = [asyncio.create_task(each.run(), name=f"stream {each.name}") for each in self._streams]
+        try:
+            await asyncio.wait(running)
+        finally:
+            await tasks.end(*running)
 
     async def stop(self) -> None:
         """Stores what was read, and leaves the streams to others."""
@@ -110,7 +110,6 @@ class _Stream:
         self._held = held
         self._renewed = 0.0
         self._mean = _PAGE_BYTES / _FIRST_PAGE  # bytes of an entry, as far as pages have shown
-        self._broken = False
         self._stopping = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -123,6 +122,7 @@ class _Stream:
                     pause = _PAUSES[0]
                     await self._work()
                 else:
+                    self.fault = None  # another node reads it
                     await self._wait(_RENEW_SECONDS * (1 + self._held()))
             except (FencedError, OvertakenError):
                 continue  # somebody else has it, or has had it: look again
@@ -130,6 +130,9 @@ class _Stream:
                 self._failed(str(error))
             except UNREACHABLE as error:
                 self._failed(self._clients.explain(error))
+            except Exception:
+                logger.exception("reading stream %s failed", self.name)
+                self._failed("it failed: see the gateway's log")
             if self.fault:
                 await self._wait(pause)
                 pause = min(_PAUSES[1], 2 * pause)
@@ -199,24 +202,23 @@ class _Stream:
             after = max((*(id_ for id_, _ in page.entries[-1:]), *page.gone[-1:]), key=_order)
 
     async def _read_on(self) -> None:
-        """Pages are read and parsed while those before are stored, one after the other."""
-        self._broken = False
-        storing: deque[asyncio.Task[None]] = deque()
+        """A page is asked for and parsed while the one before is stored, and stored when that one is."""
         reading = asyncio.create_task(self._group.new(self._count()))
+        storing = asyncio.create_task(self._renew())
         try:
             while not self._stopping.is_set():
                 page = await reading
                 reading = asyncio.create_task(self._group.new(self._count()))
                 await asyncio.sleep(0)  # asked for before this page is parsed, which keeps the loop from it
-                storing.append(asyncio.create_task(self._store(self._parse(page))))
-                if len(storing) >= _MAX_STORING:
-                    await storing.popleft()
+                batch = self._parse(page)
+                await storing
+                storing = asyncio.create_task(self._store(batch))
         finally:
             await tasks.end(reading)  # what it was given is pending
-            if storing:
-                await asyncio.wait(storing)
-        for each in storing:
-            each.result()
+            await asyncio.wait((storing,))
+            failure = storing.exception()
+        if failure is not None:
+            raise failure
 
     def _count(self) -> int:
         return max(1, min(_MAX_PAGE, int(_PAGE_BYTES / self._mean)))
@@ -236,15 +238,9 @@ class _Stream:
 
     async def _store(self, batch: "_Batch") -> None:
         """Appends the events, in order, and then acknowledges the entries."""
-        try:
-            await self._renew()
-            if batch.events and not self._broken:
-                await self._intake.append("streams", batch.events, fence=self.fence)
-        except BaseException:
-            self._broken = True  # nothing may be stored that comes after what was not
-            raise
-        if self._broken:
-            raise OvertakenError
+        await self._renew()
+        if batch.events:
+            await self._intake.append("streams", batch.events, fence=self.fence)
         await self._intake.bury("streams", f"redis:{self.name}", batch.letters, fence=self.fence)
         await self._group.acknowledge(batch.ids)
 

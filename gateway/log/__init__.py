@@ -24,13 +24,12 @@ class Entry:
 
     __slots__ = ("_body", "accepted", "cursor", "json", "offset", "prev", "previous", "sse")
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 -- names cost a third more, and an entry is made for every event
         self,
         offset: int,
         prev: int,
         accepted: int,
         json: bytes,
-        *,
         body: dict[str, Any] | None = None,
         previous: bytes | None = None,
     ) -> None:
@@ -45,10 +44,14 @@ class Entry:
 
     @property
     def body(self) -> dict[str, Any]:
-        """The parsed event: parsed at most once."""
+        """The parsed event: parsed when it is first looked at."""
         if self._body is None:
             self._body = orjson.loads(self.json)
         return self._body
+
+    def forget_body(self) -> None:
+        """Frees the parsed event, which weighs several times as much as its JSON; it is parsed again if need be."""
+        self._body = None
 
     @property
     def subject(self) -> str | None:

@@ -5,7 +5,7 @@ bulk: a transaction of many small appends costs little more than one large appen
 """
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final
 
@@ -31,27 +31,11 @@ _IDENTITIES: Final = (
     " CROSS JOIN events e ON e.id = v.column1 AND e.source = v.column2"
 )
 _STANDINGS: Final = (
-    "SELECT l.subject, l.behind, l.type, l.keys, l.offset, l.prev, l.accepted, coalesce(l.json, e.json)"
+    "SELECT l.subject, l.behind, l.is_order, l.keys, l.offset, l.prev, l.accepted, coalesce(l.json, e.json)"
     " FROM latest l LEFT JOIN events e ON e.offset = l.offset WHERE l.subject IN ({})"
 )
 
 _REPLACE_LATEST: Final = "REPLACE INTO latest (offset, subject, behind, is_order, type, prev, accepted, keys)"
-
-
-class Row:
-    """A row of `latest`. `keys` as `keys_of` gives them; a new row has none until it is written."""
-
-    __slots__ = ("entry", "is_order", "keys", "type")
-
-    def __init__(self, entry: Entry, type_: str, keys: bytes = b"") -> None:
-        self.entry = entry
-        self.type = type_
-        self.is_order = type_.startswith(ORDER)
-        self.keys = keys
-
-    def key_rows(self) -> list[tuple[int, str, int]]:
-        """Its rows of the table `keys`."""
-        return key_rows(self.keys, self.entry.offset)
 
 
 class Transaction:
@@ -68,12 +52,13 @@ class Transaction:
         self._paths = paths
         self._events: list[Any] = []  # the values of the new rows of `events`, one after the other
         self._identities: dict[tuple[str, str], int] | None = None
-        # The rows of `latest` of each subject: as they shall be, and as they were found. What is new stands at the
-        # end of `_latest`, in log order.
-        self._latest: dict[str, Row] = {}
-        self._behind: dict[str, Row] = {}
-        self._was_latest: dict[str, Row] = {}
-        self._was_behind: dict[str, Row] = {}
+        # Of each subject the latest event and the latest order.* event, often the same one: as they shall be, and as
+        # they were found. What is new stands at the end of `_latest`, in log order.
+        self._latest: dict[str, Entry] = {}
+        self._order: dict[str, Entry] = {}
+        self._was_latest: dict[str, Entry] = {}
+        self._was_order: dict[str, Entry] = {}
+        self._was_keys: dict[int, bytes] = {}  # by offset
 
     def find(self, events: Sequence[Event], subjects: Iterable[str], *, duplicates: bool = True) -> None:
         """Looks up what the log has of these events, and of their and these subjects.
@@ -85,9 +70,14 @@ class Transaction:
         wanted = {each.subject for each in events}
         wanted.update(subjects)
         wanted.discard(None)
-        for subject, behind, type_, keys, *entry in select_in(self.db, _STANDINGS, list(wanted)):
-            (self._behind if behind else self._latest)[subject] = Row(Entry(*entry), type_, keys)
-        self._was_latest, self._was_behind = self._latest.copy(), self._behind.copy()
+        for subject, behind, is_order, keys, *values in select_in(self.db, _STANDINGS, list(wanted)):
+            entry = Entry(*values)
+            self._was_keys[entry.offset] = keys
+            if not behind:
+                self._latest[subject] = entry
+            if is_order:
+                self._order[subject] = entry
+        self._was_latest, self._was_order = self._latest.copy(), self._order.copy()
 
     def _find_identities(self, events: Sequence[Event]) -> dict[tuple[str, str], int]:
         found = {}
@@ -103,18 +93,14 @@ class Transaction:
         # The key first: a request that is repeated shall hear its first answer, not that it conflicts with itself.
         if remember is not None:
             self._check_free(remember.key)
-        if expect is not None and self._order_offset(expect.subject) != expect.offset:
-            raise ConflictError(expect.subject)
+        if expect is not None:
+            order = self._order.get(expect.subject)
+            if expect.offset != (order.offset if order else 0):
+                raise ConflictError(expect.subject)
         appended = self._append(events)
         if remember is not None:
             self._store(remember, appended if remember.reply.appended else None)
         return appended
-
-    def _order_offset(self, subject: str) -> int:
-        row = self._latest.get(subject)
-        if row is None or not row.is_order:
-            row = self._behind.get(subject)
-        return row.entry.offset if row else 0
 
     def _append(self, events: Sequence[Event]) -> Appended:
         before = self.head
@@ -137,62 +123,34 @@ class Transaction:
         latest, values, entries, accepted = self._latest, self._events, self.entries, self.accepted
         for offset, event in enumerate(events, self.head + 1):
             source, id_, type_, subject, body, json = event
-            prev, previous, before = 0, None, None
+            prev, previous = 0, None
             if subject in latest:
                 before = latest.pop(subject)  # its place is at the end now
-                prev, previous = before.entry.offset, before.entry.json
-            entry = Entry(offset, prev, accepted, json, body=body, previous=previous)
+                prev, previous = before.offset, before.json
+            entry = Entry(offset, prev, accepted, json, body, previous)
             entries.append(entry)
             values += (offset, prev, accepted, source, id_, bytearray(json))
             if subject is not None:
-                row = latest[subject] = Row(entry, type_)
-                if row.is_order:
-                    self._behind.pop(subject, None)
-                elif before is not None and before.is_order:
-                    self._behind[subject] = before
+                latest[subject] = entry
+                if type_.startswith(ORDER):
+                    self._order[subject] = entry
         self.head += len(events)
 
     def write(self) -> None:
         """Writes what was planned. Raises sqlite3.IntegrityError for a duplicate that was not looked for."""
         insert_values(self.db, "INSERT INTO events", 6, self._events)
-        rows: list[Any] = []
-        keys = _KeyChanges()
-        for subject, row in self._latest.items():
+        changes = _LatestChanges(self._paths, self._was_keys)
+        for subject, entry in self._latest.items():
             was = self._was_latest.get(subject)
-            if row is was:
+            if entry is was:
                 continue
-            self._plan(rows, subject, row, behind=0)
-            behind, was_behind = self._behind.get(subject), self._was_behind.get(subject)
-            if behind is not was_behind:
-                self._drop_behind(was_behind, behind, was)
-            if behind is not None and not behind.keys:
-                self._plan(rows, subject, behind, behind=1)
-            keys.add(was, row, was_behind, behind)
-        insert_values(self.db, _REPLACE_LATEST, 8, rows)  # a row that had a subject's place goes
-        keys.write(self.db)
-
-    def _plan(self, rows: list[Any], subject: str, row: Row, *, behind: int) -> None:
-        """Adds the values of a new row of `latest` to `rows`."""
-        entry = row.entry
-        row.keys = orjson.dumps(keys_of(entry.body, self._paths))
-        is_order = 1 if row.is_order else 0
-        rows += (
-            entry.offset,
-            subject,
-            behind,
-            is_order,
-            row.type,
-            entry.prev,
-            entry.accepted,
-            bytearray(row.keys),
-        )
-
-    def _drop_behind(self, was_behind: Row | None, behind: Row | None, was_latest: Row | None) -> None:
-        """Makes the place behind the latest event right for what was found."""
-        if was_behind is not None and behind is None:
-            self.db.execute("DELETE FROM latest WHERE offset = ?", (was_behind.entry.offset,))
-        elif behind is not None and behind is was_latest:
-            self.db.execute("UPDATE latest SET behind = 1 WHERE offset = ?", (behind.entry.offset,))
+            order, was_order = self._order.get(subject), self._was_order.get(subject)
+            changes.add(subject, entry, is_order=1 if entry is order else 0, behind=0)
+            if was is not None or was_order is not None or order is not entry:  # most subjects are new
+                behind = None if order is entry else order
+                was_behind = None if was_order is was else was_order
+                changes.replace(subject, was, was_behind, behind)
+        changes.write(self.db)
 
     def _check_free(self, key: str) -> None:
         since = self.now - REMEMBERED_SECONDS * 1_000_000
@@ -234,29 +192,51 @@ class Transaction:
         self.db.execute("REPLACE INTO meta VALUES ('probe', zeroblob(?))", (size,))
 
 
-class _KeyChanges:
-    """What changes in the table `keys`."""
+class _LatestChanges:
+    """What changes in the tables `latest` and `keys`. `was_keys` are the keys of the rows that were found."""
 
-    def __init__(self) -> None:
-        self._new: list[Any] = []  # values of rows, one after the other
-        self._gone: list[tuple[int, str, int]] = []
-        self._moved: list[tuple[int, int, str, int]] = []
+    def __init__(self, paths: Sequence[str], was_keys: Mapping[int, bytes]) -> None:
+        self._paths = paths
+        self._was_keys = was_keys
+        # Of new rows the values, one after the other.
+        self._rows: list[Any] = []
+        self._keys: list[Any] = []
+        self._gone: list[tuple[int]] = []
+        self._moved: list[tuple[int]] = []
+        self._keys_gone: list[tuple[int, str, int]] = []
 
-    def add(self, was: Row | None, now: Row, was_behind: Row | None, behind: Row | None) -> None:
-        if (
-            was is not None and was.keys == now.keys and behind is was_behind
-        ):  # as a rule: o-1 is still of c-1
-            self._moved.extend((now.entry.offset, *row) for row in was.key_rows())
-            return
-        for row in (was, was_behind):
-            if row is not None and row is not behind:
-                self._gone += row.key_rows()
-        for row in (now, behind):
-            if row is not None and row is not was and row is not was_behind:
-                for values in row.key_rows():
-                    self._new += values
+    def add(self, subject: str, entry: Entry, *, is_order: int, behind: int) -> None:
+        """A new row, in place of the one that the subject had there, if any."""
+        body, offset = entry.body, entry.offset
+        pairs = keys_of(body, self._paths)
+        for number, key in pairs:
+            self._keys += (number, key, offset)
+        keys = bytearray(orjson.dumps(pairs))
+        self._rows += (offset, subject, behind, is_order, body["type"], entry.prev, entry.accepted, keys)
+
+    def replace(
+        self, subject: str, was: Entry | None, was_behind: Entry | None, behind: Entry | None
+    ) -> None:
+        """What becomes of the rows that a subject had, and of the place behind its latest event, which is new."""
+        if was is not None and was is behind:
+            self._moved.append((was.offset,))
+        elif was is not None:
+            self._drop_keys(was)
+        if was_behind is not None and was_behind is not behind:
+            self._drop_keys(was_behind)
+            self._gone.append((was_behind.offset,))
+        if behind is not None and behind is not was and behind is not was_behind:
+            self.add(subject, behind, is_order=1, behind=1)
+
+    def _drop_keys(self, entry: Entry) -> None:
+        self._keys_gone += key_rows(self._was_keys[entry.offset], entry.offset)
 
     def write(self, db: sqlite3.Connection) -> None:
-        delete_keys(db, self._gone)
-        db.executemany("UPDATE keys SET offset = ? WHERE path = ? AND key = ? AND offset = ?", self._moved)
-        insert_values(db, "INSERT INTO keys", 3, self._new)
+        if self._keys_gone:
+            delete_keys(db, self._keys_gone)
+        if self._gone:
+            db.executemany("DELETE FROM latest WHERE offset = ?", self._gone)
+        if self._moved:
+            db.executemany("UPDATE latest SET behind = 1 WHERE offset = ?", self._moved)
+        insert_values(db, _REPLACE_LATEST, 8, self._rows)
+        insert_values(db, "INSERT INTO keys", 3, self._keys)

@@ -131,7 +131,7 @@ class RedisLog:
         except RedisRefusedError as error:
             raise LogUnavailableError(str(error)) from None
         except UNREACHABLE as error:
-            raise LogUnavailableError(self._clients.explain(error)) from None
+            raise LogUnavailableError(self._clients.explain(error, first=True)) from None
         except scripts.OtherLogError:
             raise LogUnavailableError(f"{self._clients.name} has lost the log") from None
         finally:

@@ -9,7 +9,14 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from starlette.responses import Response
+from starlette.types import Send
+from uvicorn.protocols.http.httptools_impl import (
+    HEADER_VALUE_RE,
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from gateway.connection import Connection
 from gateway.errors import GatewayError
@@ -113,6 +120,34 @@ class HttpProtocol(Ending, HttpToolsProtocol):
         """Whether the request that runs has come as a whole."""
         return not (self._running or self.cycle).more_body
 
+    def answer(self, send: Send, response: Response) -> bool:
+        """Writes a whole answer at once, in a fraction of the time that two messages to `send` take.
+
+        False, and nothing is done, where it has to go that way: `send` is not the request's own, since someone wants
+        to see the messages, or the answer is one of those that need more care.
+        """
+        cycle = self._running or self.cycle
+        if getattr(send, "__self__", None) is not cycle or not self._takes_whole(cycle):
+            return False
+        head = [STATUS_LINE[response.status_code]]
+        for name, value in (*cycle.default_headers, *response.raw_headers):
+            if name == b"connection" or HEADER_VALUE_RE.search(value):
+                return False
+            head += (name, b": ", value, b"\r\n")
+        self.transport.write(b"".join((*head, b"\r\n", response.body)))
+        cycle.waiting_for_100_continue = False
+        cycle.response_started = cycle.response_complete = True
+        cycle.message_event.set()
+        cycle.on_response()
+        return True
+
+    def _takes_whole(self, cycle: RequestResponseCycle) -> bool:
+        return (
+            cycle.keep_alive
+            and not (cycle.response_started or cycle.disconnected or self.flow.write_paused)
+            and cycle.scope["method"] != "HEAD"
+        )
+
     async def drained(self) -> None:
         await self.flow.drain()
 
@@ -207,7 +242,7 @@ class HttpProtocol(Ending, HttpToolsProtocol):
         self._stop_awaiting_head()
         self._in_head = False
         self._pending = 0
-        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        size = len(self.url) + sum([len(name) + len(value) + 4 for name, value in self.headers])
         if size > MAX_HEAD_BYTES or len(self.headers) > MAX_HANDSHAKE_HEADERS:
             self._answer(_HEAD_TOO_LARGE)
             return
@@ -252,10 +287,11 @@ class HttpProtocol(Ending, HttpToolsProtocol):
 
     def _is_handshake(self) -> bool:
         """Whether the request is a WebSocket handshake that websockets will accept (RFC 6455, 4.2.1)."""
+        if self.parser.get_method() != b"GET":
+            return False
         headers = dict(self.headers)
         return (
-            self.parser.get_method() == b"GET"
-            and self.parser.get_http_version() == "1.1"
+            self.parser.get_http_version() == "1.1"
             and self._get_upgrade() == b"websocket"
             and headers.get(b"sec-websocket-version") == b"13"
             and _is_key(headers.get(b"sec-websocket-key", b""))

@@ -51,7 +51,7 @@ async def _prepare(request: Request, node: Node) -> ASGIApp:
         polls = wants_poll(request.headers.get("accept"))
         last_event_id = request.headers.get("last-event-id")
         query = parse_events_query(request.scope["query_string"], last_event_id, node.cursors)
-        call = Call(node, request, principal)
+        call = Call.of(node, request, principal)
         return await longpoll.poll(call, query) if polls else sse.stream(call, query)
     except GatewayError as error:
         return problem_response(error, node.settings.root_path)

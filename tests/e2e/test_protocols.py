@@ -265,3 +265,46 @@ def test_a_client_that_stops_reading_over_tls_is_ended(certificate: tuple[Path, 
             publisher.close()
             eventually_equal(lambda: (served.connections, len(node.connections)), ([], 0))
             client.socket.close()
+
+
+# Answers in one write
+
+
+def test_an_answer_is_the_same_whichever_way_it_leaves() -> None:
+    """Past uvicorn's messages or through them, as they go where CORS adds to the head: status, headers and body."""
+    with serving_gateway() as (served, _), Peer(served.port) as peer:
+        answers = []
+        for headers in ({}, {"origin": f"http://localhost:{served.port}"}):
+            for body in (b'{"type":"a","id":"1"}', b'{"type":"a","id":"1"}', b"{}", b"no JSON"):
+                host = f"localhost:{served.port}"
+                peer.send(
+                    request("POST", "/events", body, content_type="application/json", host=host, **headers)
+                )
+                answers.append(peer.read_answer())
+    direct, through = answers[:4], answers[4:]
+    through_plain = [
+        {
+            name: value
+            for name, value in each.headers.items()
+            if name != "vary" and "access-control" not in name
+        }
+        for each in through
+    ]
+    assert [each.status for each in direct] == [202, 202, 422, 400]
+    assert [each.status for each in through] == [202, 202, 422, 400]
+    assert all("access-control-allow-origin" in each.headers for each in through)
+    assert all("access-control-allow-origin" not in each.headers for each in direct)
+    for one, other in zip(direct[1:], through_plain[1:], strict=True):
+        assert {**one.headers, "date": ""} == {**other, "date": ""}
+    assert [each.body for each in direct[1:]] == [each.body for each in through[1:]]
+
+
+def test_an_answer_before_the_body_has_come_asks_for_no_more() -> None:
+    """Who expects 100 Continue and is refused for the head alone hears the refusal and nothing after it."""
+    with serving_gateway() as (served, _), Peer(served.port) as peer:
+        peer.send(
+            request("POST", "/events", expect="100-continue", content_length="2", content_encoding="gzip")
+        )
+        assert peer.read_answer().status == 415
+        peer.send(b"{}" + request("POST", "/events", b'{"type":"a"}', content_type="application/json"))
+        assert peer.read_answer().status == 202

@@ -15,7 +15,12 @@ end
 if own then
   call('PEXPIRE', key, ARGV[3])
 else
-  value = ARGV[2] .. ' ' .. call('HINCRBY', P .. 'leases', ARGV[1], 1)
+  -- By the clock, so that a token never comes again, not even after FLUSHALL; and growing, whatever the clock does.
+  local time = call('TIME')
+  local token = tonumber(time[1]) * 1000000 + tonumber(time[2])
+  token = string.format('%d', math.max(token, tonumber(call('HGET', P .. 'leases', ARGV[1]) or 0) + 1))
+  call('HSET', P .. 'leases', ARGV[1], token)
+  value = ARGV[2] .. ' ' .. token
   call('SET', key, value, 'PX', ARGV[3])
 end
 call('HSET', P .. 'notes', ARGV[1], ARGV[4])

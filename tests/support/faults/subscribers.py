@@ -136,4 +136,6 @@ class Subscriber:
         """Where it started. A long poll is not told; this log begins at its beginning."""
         if message.kind == "place":
             return place
+        if self.since == "snapshot" and place.start is None:  # all of its snapshot was superseded meanwhile
+            return Place(place.epoch, place.offset - (message.kind == "event"))
         return Place(place.epoch, 0, place.start)

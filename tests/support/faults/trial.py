@@ -18,6 +18,7 @@ from typing import Any, Final
 import httpx
 from redis.exceptions import RedisError
 
+from gateway.tasks import end
 from tests.support.clients import LongPollClient
 from tests.support.faults import judge
 from tests.support.faults.interests import INTERESTS, Interest, markers
@@ -166,10 +167,13 @@ class Trial:
     async def ready(self) -> None:
         """Until both gateways say so."""
 
-        async def done() -> bool:
-            return all([await is_ready(each) for each in self.nodes])
+        said: list[str] = []
 
-        await self.until(done, lambda: "both gateways are ready")
+        async def done() -> bool:
+            said[:] = [await readiness(each) for each in self.nodes]
+            return not any(said)
+
+        await self.until(done, lambda: f"both gateways are ready: {said}")
 
     async def recovered(self) -> None:
         """Until both gateways are ready and listen to all channels: from then on, what they hear counts."""
@@ -380,10 +384,7 @@ class Trial:
     # Ending
 
     async def aclose(self) -> None:
-        tasks = [*self._publishing, *self._following, *self._tasks]
-        for each in tasks:
-            each.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(*self._publishing, *self._following, *self._tasks)
 
     def report(self) -> str:
         """What happened when, and the ends of all logs."""
@@ -397,12 +398,15 @@ class Trial:
         return "\n".join(parts)
 
 
-async def is_ready(node: GatewayProcess) -> bool:
-    def look() -> bool:
+async def readiness(node: GatewayProcess) -> str:
+    """Why it is not ready; "" where it is."""
+
+    def look() -> str:
         try:
-            return ask(port_of(node), request("GET", "/readyz", connection="close")).status == 200
-        except (OSError, PeerClosedError):
-            return False
+            answer = ask(port_of(node), request("GET", "/readyz", connection="close"))
+        except (OSError, PeerClosedError) as error:
+            return repr(error)
+        return "" if answer.status == 200 else answer.body.decode()
 
     return await asyncio.to_thread(look)
 
