@@ -40,14 +40,15 @@ COUNTED = Reply(202, {}, b"body", Appended(0, 0, 0))
 
 
 @pytest.fixture
-async def nodes() -> AsyncIterator[Nodes]:
-    async with running_nodes() as running:
+async def proxy(redis_server: RedisServer) -> AsyncIterator[Proxy]:
+    async with Proxy(redis_server.port) as running:
         yield running
 
 
 @pytest.fixture
-async def proxy(redis_server: RedisServer) -> AsyncIterator[Proxy]:
-    async with Proxy(redis_server.port) as running:
+async def nodes(proxy: Proxy) -> AsyncIterator[Nodes]:
+    """They are closed before the proxy, which they may be trying to reach."""
+    async with running_nodes() as running:
         yield running
 
 

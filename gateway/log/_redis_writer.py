@@ -159,6 +159,7 @@ class Writer:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(0 if self._more else _RETAIN_SECONDS):
                         await self._wanted.wait()
+                        continue  # what has come goes first
             if not self._stopping:
                 await self._retain()
 
