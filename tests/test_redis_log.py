@@ -227,9 +227,7 @@ async def test_a_restart_with_persistence_loses_nothing(nodes: Nodes, redis_fact
 
 
 @pytest.mark.parametrize("appended", [0, 1, 2, 5])
-async def test_a_log_that_has_lost_its_end_is_another_one(
-    appended: int, redis_server: RedisServer
-) -> None:
+async def test_a_log_that_has_lost_its_end_is_another_one(appended: int, redis_server: RedisServer) -> None:
     """Redis comes back as it was before the last two events, and a new node appends before those that knew them
     are back: short of their place, up to it, beyond it. All nodes go on in one new log that has what it has."""
     async with Proxy(redis_server.port) as proxy, running_nodes() as nodes:
