@@ -20,7 +20,7 @@ from gateway.log import (
     Retention,
 )
 from gateway.reader import Reader
-from gateway.since import Lost
+from gateway.since import Lost, parse_since, resolve
 from tests.support.core import Schedule
 from tests.support.proxy import Proxy
 from tests.support.redis_log import (
@@ -81,6 +81,20 @@ async def test_all_nodes_tell_the_same_once_and_in_order(nodes: Nodes, redis_ser
         assert (each.prev, each.previous) == ((before.offset, before.json) if before else (0, None))
         latest[each.subject] = each
     assert [node.resets for node in three] == [[], [], []]
+
+
+async def test_a_cursor_from_another_node_is_no_lost_log(nodes: Nodes, redis_server: RedisServer) -> None:
+    """Who comes from a node that is ahead is served from his place on, once this node has come that far."""
+    one, two = [await nodes.open(redis_server.url) for _ in range(2)]
+    for number in range(50):
+        appended = await one.append(*events(40, f"{number}-"))
+        cursor = Cursors().encode(one.log.epoch, appended.offset)
+        start = await resolve(parse_since(cursor, Cursors()), two.log, Cursors(), two.log.head)
+        assert (start.offset, start.lost) == (appended.offset, None)
+        assert two.log.head >= appended.offset
+    beyond = Cursors().encode(one.log.epoch, 5000)
+    lost = (await resolve(parse_since(beyond, Cursors()), two.log, Cursors(), two.log.head)).lost
+    assert lost == Lost(beyond, two.log.head, "epoch")
 
 
 async def test_what_one_node_has_another_counts_as_duplicate(nodes: Nodes, redis_server: RedisServer) -> None:

@@ -227,6 +227,14 @@ class RedisLog:
         found: list[Any] = await pipeline.execute()
         return found
 
+    async def catch_up(self, offset: int) -> None:
+        epoch = self.epoch
+        if offset <= self.head:
+            return
+        head = await self._ask(lambda: self._clients.commands.hget(META, "head"))
+        if head is not None and int(head) >= offset:
+            await self._follower.reach(offset, epoch)
+
     async def get(self, offsets: Sequence[int]) -> dict[int, Entry]:
         wanted = [offset for offset in offsets if 0 < offset <= self.head]
         return {each.offset: each for each in await self._ask(lambda: self._follower.get(wanted))}
