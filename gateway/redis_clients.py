@@ -11,9 +11,11 @@ from typing import Any, Final
 import hiredis
 import redis.asyncio as aioredis
 from redis import exceptions
+from redis.asyncio.client import PubSub
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import (
+    MasterNotFoundError,
     Sentinel,
     SentinelConnectionPool,
     SentinelManagedConnection,
@@ -32,8 +34,12 @@ BLOCK_SECONDS: Final = 10.0  # how long it may take until it is given up
 MIN_VERSION: Final = (7, 0)
 _REPETITIONS: Final = 3  # of short commands whose connection was lost
 _MAX_CONNECTIONS: Final = 64  # of each client; who needs one more waits
-_TAG: Final = "{gateway}"  # of all keys of the log, and of its channel
+_KEY: Final = "{gateway}:mark"  # all keys of the log, and its channel, have this hash tag
 
+_LOST: Final = (
+    exceptions.ConnectionError,
+    exceptions.ClusterDownError,
+)
 UNREACHABLE: Final = (exceptions.RedisError, exceptions.RedisClusterException, OSError, TimeoutError)
 
 
@@ -42,11 +48,12 @@ class RedisRefusedError(Exception):
 
 
 class _Ours(aioredis.Connection):
-    """Mended in two places; the connections of all kinds begin with it."""
+    """Mended in some places; the connections of all kinds begin with it."""
 
     def pack_command(self, *args: Any) -> list[bytes]:
         """By hiredis: redis-py's own way takes a third of an ingest's CPU."""
-        return [hiredis.pack_command(args)]
+        name = args[0] if isinstance(args[0], bytes) else args[0].encode()
+        return [hiredis.pack_command((*name.split(), *args[1:]))]  # redis-py writes "CLUSTER SLOTS" as one
 
     async def send_packed_command(self, *args: Any, **options: Any) -> None:
         """uvloop says by a RuntimeError that the connection is gone, which redis-py takes for a fault of ours."""
@@ -54,6 +61,20 @@ class _Ours(aioredis.Connection):
             await super().send_packed_command(*args, **options)
         except RuntimeError as error:
             raise exceptions.ConnectionError("connection lost") from error
+
+    async def disconnect(self, *args: Any, **options: Any) -> None:
+        """Without TLS's goodbye, for which one would wait: a Redis that hangs does not say it."""
+        if self._writer is not None:
+            self._writer.transport.abort()
+        await super().disconnect(*args, **options)
+
+    async def read_response(self, *args: Any, **options: Any) -> Any:
+        """A Redis that takes no writes any more is asked for by its name again: there may be another by now."""
+        try:
+            return await super().read_response(*args, **options)
+        except exceptions.ReadOnlyError:
+            self.mark_for_reconnect()  # type: ignore[no-untyped-call]  # redis-py's own
+            raise
 
 
 class _TlsConnection(_Ours, aioredis.SSLConnection):
@@ -66,6 +87,64 @@ class _SentinelConnection(_Ours, SentinelManagedConnection):
 
 class _SentinelTlsConnection(_Ours, SentinelManagedSSLConnection):
     pass
+
+
+class _SentinelPool(SentinelConnectionPool, aioredis.BlockingConnectionPool):
+    """Who needs one connection more than there may be waits here too."""
+
+
+class _Repetition(Retry):
+    """Repeats what failed for want of a connection, where the next try can be better."""
+
+    async def call_with_retry(
+        self, do: Any, fail: Any, is_retryable: Any = None, with_failure_count: bool = False
+    ) -> Any:
+        return await super().call_with_retry(do, fail, is_retryable or _may_be_mended, with_failure_count)
+
+
+def _may_be_mended(error: Exception) -> bool:
+    """Not what redis-py counts among the lost connections too: a wrong password, a hanging Sentinel, …"""
+    return not isinstance(
+        error,
+        (
+            exceptions.AuthenticationError,
+            exceptions.BusyLoadingError,
+            exceptions.MaxConnectionsError,
+            MasterNotFoundError,
+        ),
+    )
+
+
+class _Cluster(aioredis.RedisCluster):
+    """Repeats as the others do: redis-py's own repetitions, of pipelines too, are of timeouts as well."""
+
+    def __init__(self, *, retry: Retry, connection_class: type[aioredis.Connection], **options: Any) -> None:
+        super().__init__(retry=Retry(NoBackoff(), 0), **options)
+        self._repetition = retry
+        self.connection_kwargs["connection_class"] = connection_class  # of nodes that are found
+        for node in self.startup_nodes:
+            node.connection_class = connection_class
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        command = super().execute_command
+        return await self._repetition.call_with_retry(lambda: command(*args, **options), _do_nothing)
+
+
+async def _do_nothing(_error: Exception) -> None:
+    """Between two tries the cluster's client looks for the slots again by itself."""
+
+
+class _Subscriber(PubSub):
+    """Ends with its connection: redis-py's own would connect and subscribe again, and what was published meanwhile
+    would be missing without a word."""
+
+    async def _execute(self, conn: Any, command: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002 - redis-py's names
+        return await command(*args, **kwargs)
+
+    async def on_connect(self, connection: Any) -> None:
+        """Called when the connection has been made again, and never the first time."""
+        await connection.disconnect(nowait=True)
+        raise exceptions.ConnectionError("Connection lost")
 
 
 class RedisClients:
@@ -83,7 +162,6 @@ class RedisClients:
         self.commands: Any = self._client(COMMAND_SECONDS, retries=_REPETITIONS)
         self.writes: Any = self._client(WRITE_SECONDS, retries=0)
         self.blocking: Any = self._client(BLOCK_SECONDS, retries=0)
-        self._listening: list[Any] = []  # the clients of subscribers
 
     def _client(self, seconds: float, *, retries: int) -> Any:
         options = _options(self._url, seconds, retries)
@@ -92,9 +170,12 @@ class RedisClients:
         if self._url.kind == "sentinel":
             return self._master(options)
         nodes = [ClusterNode(host, port) for host, port in self._url.hosts]
-        # Its own repetitions find the slots again after a failover: for what redis-py calls errors of the cluster.
-        return aioredis.RedisCluster(
-            startup_nodes=nodes, max_connections=_MAX_CONNECTIONS, **options, **_tls(self._url)
+        return _Cluster(
+            startup_nodes=nodes,
+            connection_class=_TlsConnection if self._url.tls else _Ours,
+            max_connections=_MAX_CONNECTIONS,
+            **options,
+            **_tls(self._url),
         )
 
     def _master(self, options: dict[str, Any]) -> Any:
@@ -111,28 +192,28 @@ class RedisClients:
             connection_class=_SentinelTlsConnection if tls else _SentinelConnection,
             db=self._url.db,
             max_connections=_MAX_CONNECTIONS,
+            timeout=options["socket_timeout"],
             **options,
             **{name: value for name, value in _tls(self._url).items() if name != "ssl"},
         )
         self._sentinels.append(sentinel)
-        return sentinel.master_for(self._url.service, connection_pool_class=SentinelConnectionPool)
+        return sentinel.master_for(self._url.service, connection_pool_class=_SentinelPool)
 
     async def pubsub(self) -> Any:
-        """A subscriber on a connection of its own, which does not reconnect by itself.
+        """A subscriber on a connection of its own, which never reconnects: after an error, close it and take another.
 
         In a cluster it is with the node of the log's own channel, on every gateway alike, so that all hear the same
         messages in the same order.
         """
-        client = self.blocking
-        if self._url.kind == "cluster":
-            client = await self._node_client(BLOCK_SECONDS)
-            self._listening.append(client)
-        return client.pubsub(ignore_subscribe_messages=False)
+        cluster = self._url.kind == "cluster"
+        client = await self._node_client(BLOCK_SECONDS) if cluster else self.blocking
+        return _Subscriber(client.connection_pool, ignore_subscribe_messages=False)
 
     async def _node_client(self, seconds: float) -> Any:
         """A client of the cluster's node that has the log."""
-        await self.commands.initialize()
-        node = self.commands.get_node_from_key(_TAG)
+        # A command for the key, so that the node is the one that has it now, after a failover or a move too.
+        await self.commands.execute_command("EXISTS", _KEY)
+        node = self.commands.get_node_from_key(_KEY)
         return _plain(self._url, (node.host, node.port), _options(self._url, seconds, 0))
 
     async def check(self) -> Sequence[str]:
@@ -183,11 +264,9 @@ class RedisClients:
         return warnings
 
     async def aclose(self) -> None:
-        for client in (self.commands, self.writes, self.blocking, *self._listening):
+        sentinels = [each for sentinel in self._sentinels for each in sentinel.sentinels]
+        for client in (self.commands, self.writes, self.blocking, *sentinels):
             await client.aclose()
-        for sentinel in self._sentinels:
-            for each in sentinel.sentinels:
-                await each.aclose()
 
     def explain(self, error: BaseException, *, first: bool = False) -> str:
         """One line for an exception, without secrets. `first`: the Redis has never answered yet."""
@@ -208,7 +287,7 @@ def _options(url: RedisUrl, seconds: float, retries: int) -> dict[str, Any]:
         "protocol": 2,
         "socket_timeout": seconds,
         "socket_connect_timeout": CONNECT_SECONDS,
-        "retry": Retry(backoff, retries, (exceptions.ConnectionError,)),
+        "retry": _Repetition(backoff, retries, _LOST),
         "health_check_interval": 0,
     }
 

@@ -30,6 +30,8 @@ _ANSWERS: Final = {
     "Cluster mode is not enabled": "it is no cluster: write redis://",
     "invalid username-password": "it refuses the user or the password of the URL",
     "max number of clients": "it takes no more clients (maxclients)",
+    "called without any password": "it has no password, and the URL has one: leave it out",
+    "No connection available": "all connections to it are in use",
 }
 _KINDS: Final = (
     (exceptions.MaxConnectionsError, "all connections to it are in use"),
@@ -64,7 +66,12 @@ _TLS: Final = (
     ("record layer failure", "it does not speak TLS there: write redis:// in place of rediss://"),
 )
 _MAX_TEXT: Final = 300
-_QUOTED: Final = re.compile(r"\s+")
+_SPACES: Final = re.compile(r"\s+")
+# Redis and redis-py tell of users, arguments and whole commands, which may be secrets and orders.
+_TOLD: Final = re.compile(
+    r"(?<=\buser) \S+(?= has no permissions)|, with args beginning with:.*|Command # \d+ \(.*\) of pipeline caused error: ",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 def explain(error: BaseException) -> str:
@@ -95,7 +102,8 @@ def _answer(error: BaseException) -> str | None:
         if isinstance(error, kind):
             return reason
     ours = isinstance(error, (exceptions.RedisError, exceptions.RedisClusterException))
-    return next((reason for name, reason in _ANSWERS.items() if ours and name in str(error)), None)
+    text = str(error)
+    return next((told for word, told in _ANSWERS.items() if ours and re.search(rf"\b{word}\b", text)), None)
 
 
 def _tls(error: BaseException) -> str | None:
@@ -121,4 +129,4 @@ def _number(error: BaseException) -> str | None:
 
 
 def _text(error: BaseException) -> str:
-    return _QUOTED.sub(" ", str(error)).strip()[:_MAX_TEXT] or type(error).__name__
+    return _SPACES.sub(" ", _TOLD.sub("", str(error))).strip()[:_MAX_TEXT] or type(error).__name__

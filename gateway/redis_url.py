@@ -46,7 +46,7 @@ def parse_redis_url(text: str) -> RedisUrl:
     """Raises ValueError, which never tells the text: it may have a password."""
     scheme, found, rest = text.partition("://")
     if not found or scheme not in SCHEMES:
-        raise ValueError("must begin with redis://, rediss://, redis+sentinel:// or redis+cluster://")
+        raise ValueError("must be redis://HOST:PORT/DB, rediss://…, redis+sentinel://… or redis+cluster://…")
     tls = scheme.startswith("rediss")
     kind = KINDS[scheme.replace("rediss", "redis", 1)]
     rest, _, query = rest.partition("?")
@@ -90,7 +90,7 @@ def _host(text: str, default: int) -> tuple[str, int]:
     else:
         host, _, port = text.partition(":")
     if not host or (port and not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536)):
-        raise ValueError("must have HOST or HOST:PORT, with a port from 1 to 65535")
+        raise ValueError("must have a host and a port from 1 to 65535: redis://HOST:PORT/DB")
     return unquote(host), int(port) if port else default
 
 

@@ -111,6 +111,11 @@ async def resolve(since: Since, log: Log, cursors: Cursors, head: int) -> Start:
             raise LogUnavailableError("the log was lost meanwhile")
         return Start(offset, cursors.encode(log.epoch, offset), floating=True)
     if isinstance(since, AfterCursor):
+        place = since.place
+        if place and place.epoch == log.epoch and max(place.offset, place.start or 0) > head:
+            before = log.head
+            await log.catch_up(max(place.offset, place.start or 0))
+            head += max(0, log.head - before)  # the hub takes what the log tells in the same turn
         return _after(since, log, cursors, head)
     if since == "snapshot":
         return Start(0, cursors.encode(log.epoch, 0, head), snapshot=head)

@@ -116,6 +116,15 @@ async def test_a_letter_that_is_an_event_by_now_is_the_same_event_each_time(inta
     assert (first[0].type, first[0].subject) == ("orders.eu", "o-1")
 
 
+async def test_a_letter_is_the_same_event_whichever_node_has_put_it_aside(intake: Intake) -> None:
+    """Each has heard the message at another moment, and the last one's letter is kept."""
+    heard = message({"orderId": "o-1"})
+    error = GatewayError("invalid_event", "a schema refused it")
+    letters = [letter_of(replace(heard, heard=heard.heard + later), error) for later in (0, 2.5)]
+    assert letters[0].id == letters[1].id
+    assert len({read_again(intake, each)[0].id for each in letters}) == 1
+
+
 async def test_the_limit_is_for_what_came(intake: Intake) -> None:
     """The id that the gateway adds does not count."""
     content = {"type": "a", "data": ""}

@@ -105,12 +105,7 @@ class Node:
         )
 
     async def turn(self) -> None:
-        try:
-            await self.pubsub._take_turn()
-        except FencedError:
-            self.pubsub._fence = None
-        except LogUnavailableError:
-            pass
+        await self.pubsub._try_turn()
 
 
 class World:
@@ -275,3 +270,56 @@ async def test_what_cannot_be_kept_is_told() -> None:
     assert not kept.is_whole_since(None)
     kept.mark("m-2", 0)
     assert kept.is_whole_since(None)
+
+
+async def test_a_node_ends_though_more_and_more_comes() -> None:
+    """It stores what it had when it was asked to end, tells the others how far that was, and leaves the rest to them."""
+    world = World(0)
+    node, other = world.start(), world.start()
+    for _ in range(20):
+        await node.turn()
+    assert node.pubsub._fence is not None
+    for _ in range(3):
+        world.publish()
+    world.mark(node)
+    append = node.view.append
+
+    async def append_while_more_comes(*given: Any, **options: Any) -> Appended:
+        assert world.published < 1000, "it does not end"
+        world.publish()
+        return await append(*given, **options)
+
+    node.view.append = append_while_more_comes  # type: ignore[method-assign]  # the moment at which something is published
+    started = world.published
+    await node.pubsub.stop()
+    assert not await other.view.is_leased("pubsub")
+    assert len(world.store.events) >= started
+    world.nodes.remove(node)
+    await world.settle()
+    assert world.stored() == list(range(world.published - len(world.store.events) + 1, world.published + 1))
+
+
+async def test_a_loss_is_told_once_with_its_number(caplog: pytest.LogCaptureFixture) -> None:
+    """Readiness tells it as long as it lasts; the log has a line when it begins and one, with the number, at its end."""
+    store = Store(Clock())
+    node = Node("n1", store, Kept(max_messages=3))
+    node.pubsub._mark(f"{node.pubsub._node}-1 0".encode())  # of its own: it hears
+    node.view.fails = True
+    for number in range(5):
+        node.kept.hear(b"c", b"%d" % number, NOON)
+        await node.turn()
+    fault = node.pubsub.fault()
+    assert fault is not None
+    assert "2 messages" in fault
+    assert len(lines_of_loss(caplog)) == 1
+    node.view.fails = False
+    for number in range(8):
+        node.kept.mark(f"m-{number + 2}", 0)
+        await node.turn()
+    assert "2 messages" not in (node.pubsub.fault() or "")
+    assert len(store.events) == 3
+    assert [each.startswith("2 messages") for each in lines_of_loss(caplog)] == [False, True]
+
+
+def lines_of_loss(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [each.getMessage() for each in caplog.records if "no room" in each.getMessage()]

@@ -1,6 +1,7 @@
 """The clients of a Redis: every way to reach one, how long they try, and what they say when it is no use."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -242,21 +243,128 @@ async def test_a_redis_that_is_not_there(url: str, words: str) -> None:
 # How long they try
 
 
-async def test_a_redis_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A timeout is never repeated: not the command, not the connection."""
+@pytest.mark.parametrize("kind", ["redis://", "redis+cluster://", "redis+sentinel://"])
+async def test_a_redis_that_does_not_answer_is_asked_once(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A timeout is never repeated: not the command, not the connection, whatever kind of Redis it is."""
     monkeypatch.setattr("gateway.redis_clients.COMMAND_SECONDS", 0.3)
-    connections = 0
+    monkeypatch.setattr("gateway.redis_clients.CONNECT_SECONDS", 0.3)
+    async with Proxy(1) as silent:
+        silent.stall()
+        service = "/orders" if "sentinel" in kind else ""
+        async with clients(f"{kind}{HOST}:{silent.port}{service}") as made:
+            with pytest.raises(UNREACHABLE) as caught:
+                await made.commands.get("x")
+            assert silent.accepted == 1
+            assert made.name in made.explain(caught.value)
 
-    async def swallow(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
-        nonlocal connections
-        connections += 1
-        while await reader.read(1000):
-            pass
 
-    async with serving(swallow) as url, clients(url) as made:
+async def test_a_node_of_a_cluster_that_hangs_is_asked_once(
+    redis_factory: RedisFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By commands and by pipelines, which redis-py would repeat."""
+    monkeypatch.setattr("gateway.redis_clients.COMMAND_SECONDS", 0.3)
+    monkeypatch.setattr("gateway.redis_clients.CONNECT_SECONDS", 0.3)
+    cluster = redis_factory.cluster(cluster_node_timeout=60_000)
+    async with clients(cluster.url) as made:
+        await made.commands.set("{gateway}:x", "1")
+        asked = 0
+        node = made.commands.get_node_from_key("{gateway}:x")
+        execute, execute_pipeline = node.execute_command, node.execute_pipeline
+
+        class Counting(type(node)):  # type: ignore[misc]  # redis-py's own node, whose class has slots
+            __slots__ = ()
+
+            async def execute_command(self, *args: Any, **options: Any) -> Any:
+                nonlocal asked
+                asked += args[0] == "GET"
+                return await execute(*args, **options)
+
+            async def execute_pipeline(self, commands: Any) -> Any:
+                nonlocal asked
+                asked += 1
+                return await execute_pipeline(commands)
+
+        node.__class__ = Counting
+        cluster.owner("{gateway}:x").pause()
         with pytest.raises(exceptions.TimeoutError):
+            await made.commands.get("{gateway}:x")
+        pipeline = made.commands.pipeline(transaction=False)
+        pipeline.get("{gateway}:x")
+        with pytest.raises(exceptions.TimeoutError):
+            await pipeline.execute()
+        assert asked == 2
+
+
+async def test_a_wrong_password_is_tried_once(redis_factory: RedisFactory) -> None:
+    """It gets no better, and Redis logs each."""
+    redis = redis_factory.server(requirepass="right")
+    async with Proxy(redis.port) as proxy, clients(f"redis://:wrong@{HOST}:{proxy.port}") as made:
+        with pytest.raises(exceptions.AuthenticationError):
             await made.commands.get("x")
-        assert connections == 1
+        assert proxy.accepted == 1
+
+
+async def test_a_subscriber_never_connects_again(redis_server: RedisServer) -> None:
+    """Whoever reads is told, and so is whoever sends: what was published meanwhile would be missing."""
+    async with Proxy(redis_server.port) as proxy, clients(f"redis://{HOST}:{proxy.port}") as made:
+        pubsub = await made.pubsub()
+        await pubsub.subscribe("x")
+        assert (await pubsub.get_message(timeout=30))["type"] == "subscribe"
+        connections = proxy.accepted
+        proxy.reset()
+        for _ in range(3):
+            with pytest.raises(UNREACHABLE):
+                await pubsub.get_message(timeout=30)
+        for _ in range(3):
+            with contextlib.suppress(*UNREACHABLE):  # the first may be taken by the kernel
+                await pubsub.ping()
+        with pytest.raises(UNREACHABLE):
+            await pubsub.get_message(timeout=30)
+        await pubsub.aclose()
+        assert redis_server.call("PUBSUB", "NUMSUB", "x") == [b"x", 0]
+        assert proxy.accepted <= connections + 3  # those that a sender made are closed at once
+
+
+async def test_a_subscriber_goes_where_the_key_has_gone(redis_factory: RedisFactory) -> None:
+    """In a cluster whose slots have moved since the last command."""
+    cluster = redis_factory.cluster()
+    async with clients(cluster.url) as made:
+        await (await made.pubsub()).aclose()
+        source = cluster.owner("{gateway}:mark")
+        target = next(node for node in cluster.nodes if node is not source)
+        slot, new = source.call("CLUSTER", "KEYSLOT", "{gateway}:mark"), target.call("CLUSTER", "MYID")
+        for node in (target, source, *cluster.nodes):
+            node.call("CLUSTER", "SETSLOT", slot, "NODE", new)
+        pubsub = await made.pubsub()
+        await pubsub.subscribe("{gateway}:mark")
+        assert (await pubsub.get_message(timeout=30))["type"] == "subscribe"
+        assert target.call("PUBSUB", "CHANNELS") == [b"{gateway}:mark"]
+        await pubsub.aclose()
+
+
+async def test_a_master_that_became_a_replica_is_looked_up_again(redis_server: RedisServer) -> None:
+    """Behind its name there may be another master by now: the connection is not used again."""
+    async with Proxy(redis_server.port) as proxy, clients(f"redis://{HOST}:{proxy.port}") as made:
+        await made.writes.set("x", 1)
+        redis_server.call("REPLICAOF", HOST, "1")
+        with pytest.raises(exceptions.ReadOnlyError):
+            await made.writes.set("x", 2)
+        redis_server.call("REPLICAOF", "NO", "ONE")
+        before = proxy.accepted
+        await made.writes.set("x", 3)
+        assert proxy.accepted == before + 1
+
+
+async def test_clients_of_a_redis_that_hangs_can_be_closed(
+    redis_factory: RedisFactory, tmp_path: Path
+) -> None:
+    """With TLS too, where a goodbye would be waited for."""
+    identity = Authority(tmp_path / "ca").issue()
+    redis = redis_factory.server(identity=identity)
+    made = RedisClients(f"rediss://{HOST}:{redis.port}?ssl_ca_certs={identity.ca}")
+    await made.writes.set("x", 1)
+    redis.pause()
+    await made.aclose()
 
 
 async def test_short_commands_outlive_a_lost_connection_and_writes_do_not(redis_server: RedisServer) -> None:

@@ -32,8 +32,8 @@ def test_what_a_url_names(text: str, expected: RedisUrl) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("http://h", "must begin"),
-        ("redis:h", "must begin"),
+        ("http://h", "must be redis"),
+        ("redis:h", "must be redis"),
         ("redis://", "HOST"),
         ("redis://h:0", "port"),
         ("redis://h:65536", "port"),

@@ -7,7 +7,7 @@ from typing import Any, Final
 import orjson
 
 from gateway.errors import GatewayError, Problem, pointer
-from gateway.event import DerivedDefaults, Event, make_event
+from gateway.event import Event, derived_id, make_event, rfc3339
 from gateway.ingest.messages import source_of
 from gateway.intake import Intake
 from gateway.jsontext import parse
@@ -22,20 +22,40 @@ _LAST_MILLISECOND: Final = 253_402_300_799_999  # of the year 9999
 Entry = tuple[str, Sequence[bytes]]  # its id, and its fields and values by turns
 
 
+class _Filling:
+    """What fills the missing attributes of an entry's event: all of it follows from the stream and the id.
+
+    Made for each entry, and most need only some of it, so nothing is worked out before it is asked for.
+    """
+
+    __slots__ = ("_id", "_stream")
+
+    def __init__(self, stream: str, id_: str) -> None:
+        self._stream = stream
+        self._id = id_
+
+    @property
+    def source(self) -> str:
+        return source_of(self._stream)
+
+    def new_id(self) -> str:
+        return _derived_id(self._stream, self._id)
+
+    def new_time(self) -> str:
+        return rfc3339(_milliseconds(self._id) / 1000)
+
+
 def event_of(intake: Intake, stream: str, entry: Entry) -> Event:
     """The event of an entry: the same entry has the same one, whoever reads it and however often.
 
     Raises GatewayError.
     """
     id_, fields = entry
-    milliseconds = _milliseconds(id_)
-    defaults = DerivedDefaults(
-        source_of(stream),
-        now=milliseconds / 1000,
-        milliseconds=milliseconds,
-        seed=f"{stream}\0{id_}",
-    )
-    return make_event(_value(fields), defaults, max_bytes=intake.sizes.event_bytes)
+    return make_event(_value(fields), _Filling(stream, id_), max_bytes=intake.sizes.event_bytes)
+
+
+def _derived_id(stream: str, id_: str) -> str:
+    return derived_id(_milliseconds(id_), f"{stream}\0{id_}".encode())
 
 
 def _milliseconds(id_: str) -> int:
@@ -44,13 +64,13 @@ def _milliseconds(id_: str) -> int:
 
 
 def _value(fields: Sequence[bytes]) -> Any:
+    if len(fields) == 2 and fields[0] == _EVENT:
+        return parse(fields[1])
     given = dict(zip(fields[::2], fields[1::2], strict=True))
     if len(given) * 2 != len(fields):
         raise _invalid("", "an entry has each field once")
     if _EVENT in given:
-        if len(given) > 1:
-            raise _invalid("", "beside the field event there is no other")
-        return parse(given[_EVENT])
+        raise _invalid("", "beside the field event there is no other")
     unknown = next((name for name in given if name not in _FIELDS), None)
     if unknown is not None:
         raise _invalid(
@@ -75,11 +95,10 @@ def _invalid(name: str, detail: str) -> GatewayError:
 
 
 def letter_of(stream: str, entry: Entry, error: GatewayError, now: float) -> DeadLetter:
-    """The dead letter of an entry that is no event."""
+    """The dead letter of an entry that is no event: the same one, whoever reads it and however often."""
     id_, fields = entry
-    return DeadLetter(
-        f"{stream}:{id_}", f"redis:{stream}", KIND, error.detail, now, 1, _payload(stream, id_, fields)
-    )
+    payload = _payload(stream, id_, fields)
+    return DeadLetter(_derived_id(stream, id_), f"redis:{stream}", KIND, error.detail, now, 1, payload)
 
 
 def _payload(stream: str, id_: str, fields: Sequence[bytes]) -> bytes:

@@ -32,7 +32,7 @@ _LEASE: Final = "pubsub"
 _LEASE_SECONDS: Final = 3.0
 _BEAT_SECONDS: Final = 1.0  # between two marks of a node, and two renewals of the lease
 _DEAF_SECONDS: Final = 5.0  # without a mark of its own a node's connection is taken for dead
-_TURN_SECONDS: Final = 0.25  # between two tries to get the lease
+TURN_SECONDS: Final = 0.25  # between two tries to get the lease, however much is heard
 _PATIENCE: Final = 4  # tries that a node which has missed something leaves to those that have not
 _PAUSES: Final = (0.1, 2.0)  # seconds until Redis or the log is tried again, the first time and at last
 _TAKEN: Final = 1000
@@ -80,11 +80,12 @@ class PubSub:
         self._renewed = 0.0
         self._patience = _PATIENCE
         self._told_dropped = 0
+        self._dropping = 0  # messages for which there was no room, in the episode that lasts
         self._stopped = False
 
     def fault(self) -> str | None:
         """Why nothing comes by pub/sub, in one line."""
-        reason = self._reason or self._store_reason
+        reason = self._reason or self._loss() or self._store_reason
         if reason is None and not self._kept.caught_up:
             return "what was published before this node listened is not in the log yet"
         return reason
@@ -198,21 +199,36 @@ class PubSub:
     async def _append(self) -> None:
         pause = _PAUSES[0]
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_TURN_SECONDS):
-                    await self._something.wait()
-            try:
-                async with self._turn:
-                    await self._take_turn()
-                self._store_reason, pause = None, _PAUSES[0]
-            except FencedError:
-                self._fence = None  # another node goes on
-            except LogUnavailableError as error:
-                if self._store_reason is None:
-                    logger.warning("what pub/sub brings cannot be stored: %s", error)
-                self._store_reason = str(error)
+            await self._wait_for_turn()
+            if await self._try_turn():
+                pause = _PAUSES[0]
+            else:
                 await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - jitter
                 pause = min(_PAUSES[1], 2 * pause)
+
+    async def _try_turn(self) -> bool:
+        """Whether the log answered."""
+        try:
+            async with self._turn:
+                await self._take_turn()
+        except FencedError:
+            self._fence = None  # another node goes on
+        except LogUnavailableError as error:
+            if self._store_reason is None:
+                logger.warning("what pub/sub brings cannot be stored: %s", error)
+            self._store_reason = str(error)
+            return False
+        self._store_reason = None
+        return True
+
+    async def _wait_for_turn(self) -> None:
+        """Until there is something to append. Who does not append waits by the clock alone: see _PATIENCE."""
+        if self._fence is None:
+            await asyncio.sleep(TURN_SECONDS)
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TURN_SECONDS):
+                await self._something.wait()
 
     async def _take_turn(self) -> None:
         self._tell_dropped()
@@ -228,10 +244,24 @@ class PubSub:
             await self._lead(self._fence)
 
     def _tell_dropped(self) -> None:
+        """One line when messages begin to be dropped, and one with their number when that is over."""
         new = self._kept.dropped - self._told_dropped
-        if new:
-            self._told_dropped += new
-            logger.error("%d messages of pub/sub are lost: they could not be stored in time", new)
+        self._told_dropped += new
+        if new and not self._dropping:
+            logger.warning("pub/sub brings more than can be stored: there is no room for the oldest messages")
+        self._dropping += new
+        if not new and self._store_reason is None:
+            self._end_dropping()
+
+    def _end_dropping(self) -> None:
+        loss, self._dropping = self._loss(), 0
+        if loss:
+            logger.error("%s", loss)
+
+    def _loss(self) -> str | None:
+        if not self._dropping:
+            return None
+        return f"{self._dropping} messages had no room and are lost, unless another node still has them"
 
     async def _follow(self) -> None:
         """Drops what is in the log, and tries to get the lease."""
@@ -262,8 +292,8 @@ class PubSub:
             self._patience -= 1
         return self._patience <= 0
 
-    async def _lead(self, fence: Fence) -> None:
-        """Appends what is there, and keeps the lease. Raises FencedError."""
+    async def _lead(self, fence: Fence) -> int:
+        """Appends what is there, and keeps the lease; returns how many messages. Raises FencedError."""
         self._something.clear()
         messages = self._kept.take(_TAKEN, _TAKEN_BYTES)
         if messages:
@@ -274,6 +304,7 @@ class PubSub:
             self._something.set()
         if self._monotonic() - self._renewed >= _BEAT_SECONDS:
             await self._renew(fence)
+        return len(messages)
 
     async def _renew(self, fence: Fence) -> None:
         if self._kept.holes != self._holes:  # what comes next is not this node's to tell
@@ -304,12 +335,14 @@ class PubSub:
             await self._intake.bury("pubsub", f"redis:{name}", buried, fence=fence)
 
     async def stop(self) -> None:
-        """Appends what is there and leaves the lease to another node."""
+        """Appends what is there now and leaves the lease to another node, and to that what comes meanwhile."""
         async with self._turn:
             self._stopped = True
+            self._end_dropping()
+            due = len(self._kept)
             try:
-                while self._fence is not None and len(self._kept):
-                    await self._lead(self._fence)
+                while self._fence is not None and due > 0 and len(self._kept):
+                    due -= await self._lead(self._fence)
                 if self._fence is not None and self._kept.listening:
                     await self._renew(self._fence)
                 await self._release()

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -16,7 +17,7 @@ from gateway import tasks
 from gateway.errors import GatewayError
 from gateway.event import Event
 from gateway.ingest._entries import KIND, event_of, letter_of, read_again
-from gateway.ingest._group import RAW_COMMANDS, ConsumerGroup, OvertakenError, Page, raw
+from gateway.ingest._group import RAW_COMMANDS, START, ConsumerGroup, OvertakenError, Page, raw
 from gateway.intake import Intake
 from gateway.log import DeadLetter, Fence, FencedError, Log, LogUnavailableError
 from gateway.redis_clients import UNREACHABLE, RedisClients
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 LEASE_SECONDS: Final = 5.0
 _RENEW_SECONDS: Final = 1.0
 _PAUSES: Final = (0.1, 5.0)  # seconds until Redis or the log is tried again, the first time and at last
+_STAGGER_SECONDS: Final = 0.05  # between the first looks at two streams
+_MAX_STORING: Final = 2  # pages that were read and are not acknowledged yet
 _MAX_PAGE: Final = 1000
 _FIRST_PAGE: Final = 100
 _PAGE_BYTES: Final = 2 << 20
@@ -74,9 +77,14 @@ class StreamIngest:
 
     async def run(self) -> None:
         """Reads until it is cancelled."""
-        running = [asyncio.create_task(each.run(), name=f"stream {each.name}") for each in self._streams]
+        # Each node in an order of its own, so that nodes that start together share the streams.
+        order = random.sample(self._streams, len(self._streams))
+        running = [
+            asyncio.create_task(each.run(place * _STAGGER_SECONDS), name=f"stream {each.name}")
+            for place, each in enumerate(order)
+        ]
         try:
-            await asyncio.wait(running)
+            await asyncio.get_running_loop().create_future()  # also when all are stopped
         finally:
             await tasks.end(*running)
 
@@ -109,33 +117,23 @@ class _Stream:
         self._now = now
         self._held = held
         self._renewed = 0.0
-        self._mean = _PAGE_BYTES / _FIRST_PAGE  # bytes of an entry, as far as pages have shown
+        self._pause = _PAUSES[0]
+        self._bytes = _PAGE_BYTES / _FIRST_PAGE  # of an entry, as far as pages have shown
+        self._appending = asyncio.Lock()  # first come, first served
+        self._broken = False  # a page was not stored, so none that comes after it may be
         self._stopping = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
 
-    async def run(self) -> None:
-        pause = _PAUSES[0]
-        while not self._stopping.is_set():
-            try:
-                if await self._take_lease():
-                    pause = _PAUSES[0]
-                    await self._work()
-                else:
-                    self.fault = None  # another node reads it
-                    await self._wait(_RENEW_SECONDS * (1 + self._held()))
-            except (FencedError, OvertakenError):
-                continue  # somebody else has it, or has had it: look again
-            except LogUnavailableError as error:
-                self._failed(str(error))
-            except UNREACHABLE as error:
-                self._failed(self._clients.explain(error))
-            except Exception:
-                logger.exception("reading stream %s failed", self.name)
-                self._failed("it failed: see the gateway's log")
-            if self.fault:
-                await self._wait(pause)
-                pause = min(_PAUSES[1], 2 * pause)
+    async def run(self, delay: float) -> None:
+        """Returns when it is stopped. The first look comes after about `delay` seconds."""
+        self._idle.clear()
+        try:
+            await self._wait(delay)
+            while not self._stopping.is_set():
+                await self._take_turn()
+        finally:
+            self._idle.set()
 
     async def stop(self) -> None:
         self._stopping.set()
@@ -146,6 +144,27 @@ class _Stream:
                 await self._log.release(fence)
             except LogUnavailableError as error:
                 logger.debug("the lease of stream %s ends by itself: %s", self.name, error)
+
+    async def _take_turn(self) -> None:
+        """Reads the stream until something goes wrong, or waits for a moment while another node reads it."""
+        try:
+            if await self._take_lease():
+                await self._work()
+            else:
+                self.fault = None  # it is the other node's to tell
+                await self._wait(_RENEW_SECONDS * (1 + self._held()))
+            return
+        except (FencedError, OvertakenError):
+            pass  # another node has it, or had it and was given entries: look again
+        except LogUnavailableError as error:
+            self._failed(str(error))
+        except UNREACHABLE as error:
+            self._failed(self._clients.explain(error))
+        except Exception:
+            logger.exception("reading stream %s failed", self.name)
+            self._failed("it failed: see the gateway's log")
+        await self._wait(self._pause)
+        self._pause = min(_PAUSES[1], 2 * self._pause)
 
     async def _wait(self, seconds: float) -> None:
         try:
@@ -176,73 +195,85 @@ class _Stream:
 
     async def _work(self) -> None:
         """Reads the stream as long as it has the lease: first what is pending, in order, then what is new."""
-        self._idle.clear()
-        try:
-            await self._group.begin()
-            await self._work_off_pending()
-            if self.fault:
-                logger.info("stream %s is read again", self.name)
-            self.fault = None
-            await self._read_on()
-        finally:
-            self._idle.set()
+        self._broken = False
+        self._warn_of_deleted(await self._group.begin())
+        await self._work_off_pending()
+        if self._stopping.is_set():
+            return
+        if self.fault:
+            logger.info("stream %s is read again", self.name)
+        self.fault = None
+        self._pause = _PAUSES[0]
+        await self._read_on()
 
     async def _work_off_pending(self) -> None:
-        after = "0-0"
-        while True:
+        after = START
+        while not self._stopping.is_set():
             page = await self._group.pending(after, self._count())
-            if page.gone:
-                logger.warning(
-                    "%d entries of stream %s were deleted before they were stored", len(page.gone), self.name
-                )
-                await self._group.acknowledge(page.gone)
-            if not page.entries and not page.gone:
+            if page.last is None:
                 return
+            self._warn_of_deleted(len(page.gone))
+            await self._group.acknowledge(page.gone)
             await self._store(self._parse(page))
-            after = max((*(id_ for id_, _ in page.entries[-1:]), *page.gone[-1:]), key=_order)
+            after = page.last
+
+    def _warn_of_deleted(self, count: int) -> None:
+        if count:
+            logger.warning("%d entries of stream %s were deleted before they were stored", count, self.name)
 
     async def _read_on(self) -> None:
-        """A page is asked for and parsed while the one before is stored, and stored when that one is."""
+        """The next page is read and parsed while the one before is stored."""
+        storing: deque[asyncio.Task[None]] = deque()
+        stopped = asyncio.create_task(self._stopping.wait())
         reading = asyncio.create_task(self._group.new(self._count()))
-        storing = asyncio.create_task(self._renew())
         try:
-            while not self._stopping.is_set():
+            while True:
+                await asyncio.wait((reading, stopped), return_when=asyncio.FIRST_COMPLETED)
+                if stopped.done():
+                    break
                 page = await reading
                 reading = asyncio.create_task(self._group.new(self._count()))
                 await asyncio.sleep(0)  # asked for before this page is parsed, which keeps the loop from it
-                batch = self._parse(page)
-                await storing
-                storing = asyncio.create_task(self._store(batch))
+                storing.append(asyncio.create_task(self._store(self._parse(page))))
+                if len(storing) >= _MAX_STORING:
+                    await storing.popleft()
         finally:
-            await tasks.end(reading)  # what it was given is pending
-            await asyncio.wait((storing,))
-            failure = storing.exception()
-        if failure is not None:
-            raise failure
+            await tasks.end(reading, stopped)  # what it was given is pending
+            await asyncio.gather(reading, *storing, return_exceptions=True)
+        for each in storing:
+            each.result()
 
     def _count(self) -> int:
-        return max(1, min(_MAX_PAGE, int(_PAGE_BYTES / self._mean)))
+        return max(1, min(_MAX_PAGE, int(_PAGE_BYTES / self._bytes)))
 
     def _parse(self, page: Page) -> "_Batch":
         batch = _Batch([id_ for id_, _ in page.entries])
-        size = 0
         for entry in page.entries:
-            size += sum(map(len, entry[1]))
             try:
                 batch.events.append(event_of(self._intake, self.name, entry))
             except GatewayError as error:
                 batch.letters.append(letter_of(self.name, entry, error, self._now()))
         if page.entries:
-            self._mean += (size / len(page.entries) - self._mean) / 4
+            mean = sum(len(each) for _, fields in page.entries for each in fields) / len(page.entries)
+            self._bytes = max(mean, self._bytes + (mean - self._bytes) / 4)  # large ones are heeded at once
         return batch
 
     async def _store(self, batch: "_Batch") -> None:
         """Appends the events, in order, and then acknowledges the entries."""
-        await self._renew()
-        if batch.events:
-            await self._intake.append("streams", batch.events, fence=self.fence)
+        async with self._appending:
+            await self._append(batch.events)
         await self._intake.bury("streams", f"redis:{self.name}", batch.letters, fence=self.fence)
         await self._group.acknowledge(batch.ids)
+
+    async def _append(self, events: Sequence[Event]) -> None:
+        """Raises OvertakenError where events that come before these were not stored."""
+        if self._broken:
+            raise OvertakenError
+        self._broken = True  # until it is done, whatever may end it
+        await self._renew()
+        if events:
+            await self._intake.append("streams", events, fence=self.fence)
+        self._broken = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,8 +283,3 @@ class _Batch:
     ids: Sequence[str]
     events: list[Event] = field(default_factory=list)
     letters: list[DeadLetter] = field(default_factory=list)
-
-
-def _order(id_: str) -> tuple[int, int]:
-    milliseconds, _, number = id_.partition("-")
-    return int(milliseconds), int(number)

@@ -271,6 +271,12 @@ class Log(Protocol):
         A page tells nothing that `on_append` has not been given before.
         """
 
+    async def catch_up(self, offset: int) -> None:
+        """Returns when `on_append` has been given everything up to `offset`, or the log ends before it.
+
+        Another node may have told a client of events that this one has not been given yet.
+        """
+
     async def get(self, offsets: Sequence[int]) -> dict[int, Entry]:
         """The entries at these offsets, as far as they are kept."""
 

@@ -25,13 +25,23 @@ _PARTS: Final = {
 }
 
 
+# What makes room may run where Redis has no memory left, though it writes a little itself.
+_FREEING: Final = ("retain", "unbury")
+_ALLOW_OOM: Final = "#!lua flags=allow-oom\n"
+
+
 class OtherLogError(Exception):
     """The log is another one than this node knows, or has lost its end."""
+
+
+class OtherIndexError(Exception):
+    """Latest events are indexed by other paths than this node knows, or not all of them yet."""
 
 
 _REFUSAL_OF: Final[dict[bytes, type[Exception]]] = {
     b"EPOCH": OtherLogError,
     b"LOST": OtherLogError,
+    b"INDEX": OtherIndexError,
     b"FENCED": FencedError,
     b"TAKEN": KeyTakenError,
     b"CONFLICT": ConflictError,
@@ -47,7 +57,8 @@ class Script:
     def __init__(self, name: str) -> None:
         directory = resources.files("gateway.log") / "lua"
         parts = (*_PARTS.get(name, ("common",)), name)
-        self._text = "\n".join((directory / f"{part}.lua").read_text("utf-8") for part in parts)
+        text = "\n".join((directory / f"{part}.lua").read_text("utf-8") for part in parts)
+        self._text = _ALLOW_OOM + text if name in _FREEING else text
         self._digest = hashlib.sha1(self._text.encode(), usedforsecurity=False).hexdigest()
 
     async def call(self, client: Any, *args: Any) -> list[Any]:
@@ -59,7 +70,7 @@ class Script:
         return reply
 
     async def run(self, client: Any, *args: Any) -> list[Any]:
-        """What the script returns after its OK. Raises OtherLogError, FencedError, KeyTakenError or ConflictError."""
+        """What the script returns after its OK. Raises what stands in `_REFUSAL_OF`."""
         status, *reply = await self.call(client, *args)
         if status != b"OK":
             raise _REFUSAL_OF[status]
@@ -67,8 +78,10 @@ class Script:
 
 
 APPEND: Final = Script("append")
+BUILT: Final = Script("built")
 BURY: Final = Script("bury")
 GET: Final = Script("get")
+INDEX: Final = Script("index")
 LATEST: Final = Script("latest")
 LETTERS_PAGE: Final = Script("letters_page")
 LEASE: Final = Script("lease")
@@ -87,15 +100,20 @@ def entry_of_row(row: list[Any]) -> Entry:
     return Entry(int(row[0]), int(row[1]), int(row[2]), row[3])
 
 
-def entry_of_item(item: list[Any], parsed: dict[bytes, Event]) -> tuple[Entry, bytes]:
-    """An entry of the stream, and the digest of its identity, by which `parsed` may have it already, for once.
+def entries_of_items(items: list[Any], parsed: dict[bytes, Event]) -> tuple[list[Entry], bytes, bytes]:
+    """Entries of the stream, the digest of the entry before the first one, and that of the last one.
 
-    See `lua/common.lua` for the fields.
+    By its digest `parsed` may have an event already, for once. See `lua/common.lua` for the fields.
     """
-    id_, (_, digest, _, prev, _, accepted, _, _, _, json, _, previous) = item
-    event = parsed.pop(digest, None)
+    return [_entry_of_item(each, parsed) for each in items], items[0][1][1][16:32], items[-1][1][1][:16]
+
+
+def _entry_of_item(item: list[Any], parsed: dict[bytes, Event]) -> Entry:
+    id_, (_, told, _, json, _, previous) = item
+    prev, accepted, _ = told[32:].split(b" ", 2)
+    event = parsed.pop(told[:16], None)
     body = event.body if event is not None and event.json == json else None
-    return Entry(int(id_[:-2]), int(prev), int(accepted), json, body=body, previous=previous or None), digest
+    return Entry(int(id_[:-2]), int(prev), int(accepted), json, body=body, previous=previous or None)
 
 
 def offset_id(offset: int) -> str:

@@ -6,7 +6,9 @@ next call together. A call whose answer was lost is repeated: an event that is i
 
 import asyncio
 import contextlib
+import functools
 import hashlib
+import itertools
 import logging
 import time
 from collections import deque
@@ -24,6 +26,7 @@ from gateway.log import (
     ConflictError,
     Expect,
     Fence,
+    LogCorruptError,
     LogStats,
     LogUnavailableError,
     Remember,
@@ -77,6 +80,8 @@ class Place(Protocol):
     @property
     def epoch(self) -> str: ...
 
+    index: bytes  # the paths by which events are indexed now, as JSON
+
     @property
     def head(self) -> int:
         """Up to where this node has announced entries."""
@@ -91,8 +96,8 @@ class Place(Protocol):
     async def look(self) -> None:
         """Finds out which log it is now, and resets the node where it is another one."""
 
-    def retained(self, first: int) -> None:
-        """Retention has come this far."""
+    def retained(self, first: int, epoch: str) -> None:
+        """Retention has come this far in the log of that epoch."""
 
 
 class Writer:
@@ -103,7 +108,6 @@ class Writer:
         clients: RedisClients,
         place: Place,
         *,
-        paths: Sequence[str],
         retention: Retention,
         node: str,
         now: Callable[[], int],
@@ -115,7 +119,6 @@ class Writer:
         self._stopping = False
         self._clients = clients
         self._place = place
-        self._paths = paths
         self._retention = retention
         self._node = node
         self._now = now
@@ -124,10 +127,14 @@ class Writer:
         self._waiting: deque[Append | Call] = deque()
         self._wanted = asyncio.Event()
         self._completing: set[asyncio.Task[None]] = set()
+        self._calls = itertools.count(1)
         self._looked = 0  # when retention was seen to, microseconds
         self._more = False  # whether it was left unfinished
 
     def put(self, write: Append | Call) -> None:
+        if self._stopping:
+            self._settle([write], LogUnavailableError(f"the log in {self._clients.name} is closed"))
+            return
         self._waiting.append(write)
         self._wanted.set()
 
@@ -152,18 +159,20 @@ class Writer:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(0 if self._more else _RETAIN_SECONDS):
                         await self._wanted.wait()
-            await self._retain()
+                        continue  # what has come goes first
+            if not self._stopping:
+                await self._retain()
 
     async def _write(self) -> None:
         batch = self._take()
         if not self._completing:
-            self._place.flying.clear()  # those that counted as duplicates: all others were read back
+            self._place.flying.clear()  # those that were refused: all others were read back
         try:
             await self._attempt(batch)
             self.fault = None
         except UNREACHABLE as error:
             self._refuse(batch, self._clients.explain(error))
-        except LogUnavailableError as error:
+        except (LogUnavailableError, LogCorruptError) as error:
             self._refuse(batch, str(error))
         except Exception as error:
             if not isinstance(error, scripts.REFUSALS):
@@ -205,25 +214,25 @@ class Writer:
     async def _attempt(self, batch: Sequence[Append | Call]) -> None:
         """Repeats for a while what failed for want of a connection, unless Redis was away before."""
         deadline = time.monotonic() + (GIVE_UP_SECONDS if self.fault is None else 0)
-        pause = _RETRY_SECONDS
-        known: int | None = None
+        pause, number, repeated = _RETRY_SECONDS, next(self._calls), False
         while True:
+            epoch = self._place.epoch
             try:
-                await self._send(batch, known)
+                await self._send(batch, number, repeated=repeated)
                 return
-            except scripts.OtherLogError:
+            except (scripts.OtherLogError, scripts.OtherIndexError):
                 await self._place.look()
-                if isinstance(batch[0], Append) and batch[0].expect:  # a place in the log that is gone
-                    raise ConflictError(batch[0].expect.subject) from None
+                expect = batch[0].expect if isinstance(batch[0], Append) else None
+                if expect and self._place.epoch != epoch:  # a place in the log that is gone
+                    raise ConflictError(expect.subject) from None
             except (exceptions.ConnectionError, OSError) as error:
                 if isinstance(error, TimeoutError) or time.monotonic() + pause > deadline:
                     raise
-                known = self._place.head if known is None else known
                 await asyncio.sleep(pause)
-                pause *= 2
+                pause, repeated = 2 * pause, True
 
-    async def _send(self, batch: Sequence[Append | Call], known: int | None) -> None:
-        """`known` is set where it is tried again: the head before it was tried first, as far as this node knew."""
+    async def _send(self, batch: Sequence[Append | Call], number: int, *, repeated: bool) -> None:
+        """By its number Redis knows a call that is repeated, where it was the answer alone that was lost."""
         first = batch[0]
         if isinstance(first, Call):
             result = await first.run()
@@ -232,11 +241,11 @@ class Writer:
             return
         appends = [each for each in batch if isinstance(each, Append)]
         started, epoch = time.perf_counter(), self._place.epoch
-        head = await self._append(first, appends, repeated=known is not None)
+        head = await self._append(appends, number, repeated=repeated)
         self._stats.observe_append(time.perf_counter() - started)
         while len(self._completing) >= _MAX_COMPLETING:
             await asyncio.wait(self._completing, return_when=asyncio.FIRST_COMPLETED)
-        task = asyncio.create_task(self._complete(appends, head if known is None else known, epoch))
+        task = asyncio.create_task(self._complete(appends, head, epoch))
         self._completing.add(task)
         task.add_done_callback(self._completing.discard)
 
@@ -250,14 +259,16 @@ class Writer:
         else:
             self._answer(appends, base)
 
-    async def _append(self, first: Append, appends: Sequence[Append], *, repeated: bool) -> int:
+    async def _append(self, appends: Sequence[Append], number: int, *, repeated: bool) -> int:
         """Returns the head before it; the appends know their places then."""
         events = [event for each in appends for event in each.events]
-        args = self._arguments(first, len(events), repeated=repeated)
+        epoch, index = self._place.epoch, self._place.index
+        paths = paths_of(index)
+        args = [*self._arguments(appends[0]), self._node, number, int(repeated), len(events), index]
         for event in events:
-            self._add(args, event)
+            self._add(args, event, paths)
         head, log_first, places = await scripts.APPEND.run(self._clients.writes, *args)
-        self._place.retained(log_first)
+        self._place.retained(log_first, epoch)
         start = 0
         for each in appends:
             each.places = places[start : start + len(each.events)]
@@ -269,11 +280,14 @@ class Writer:
         for each in appends:
             self._settled(each)
             appended = _appended(each, base, counted, self._place.head)
+            if appended.duplicates:  # which are not read back
+                for event in each.events:
+                    self._place.flying.pop(digest_of(event.source, event.id), None)
             if not each.future.done():
                 each.future.set_result(appended)
 
-    def _arguments(self, first: Append, count: int, *, repeated: bool) -> list[Any]:
-        """What `lua/append.lua` takes, without the events."""
+    def _arguments(self, first: Append) -> list[Any]:
+        """What `lua/append.lua` takes before the number of the call."""
         now, keep = self._now(), self._retention
         lease = (first.fence.name, self.lease_value(first.fence)) if first.fence else ("", "")
         expect = (first.expect.subject, first.expect.offset) if first.expect else ("", 0)
@@ -288,19 +302,17 @@ class Writer:
             *expect,
             *remember_arguments(first.remember),
             int(first.remember is not None and first.remember.reply.appended is not None),
-            int(repeated),
-            count,
         ]
 
-    def _add(self, args: list[Any], event: Event) -> None:
+    def _add(self, args: list[Any], event: Event, paths: Sequence[str]) -> None:
         digest = digest_of(event.source, event.id)
         self._place.flying[digest] = event
         if event.subject is None:
             args += (digest, event.json, b"", b"", 0)
             return
         keys = [f"type\0s:{event.type}"]
-        if self._paths:
-            keys += index_keys(event.body, self._paths)
+        if paths:
+            keys += index_keys(event.body, paths)
         is_order = b"1" if event.type.startswith(ORDER) else b""
         args += (digest, event.json, event.subject, is_order, len(keys), *keys)
 
@@ -312,12 +324,15 @@ class Writer:
         if not self._more and abs(now - self._looked) < _RETAIN_SECONDS * 1_000_000:
             return
         self._looked, self._more = now, False
-        keep = self._retention
+        keep, epoch = self._retention, self._place.epoch
         since, latest_since = now - int(keep.age * 1_000_000), now - int(keep.latest_age * 1_000_000)
         try:
             _, first, more = await scripts.RETAIN.run(
-                self._clients.writes, self._place.epoch, keep.events, since, latest_since, _RETAIN_LIMIT
+                self._clients.writes, epoch, keep.events, since, latest_since, _RETAIN_LIMIT
             )
+        except (TimeoutError, exceptions.TimeoutError) as error:
+            self._refuse([], self._clients.explain(error))  # who came meanwhile has waited long enough
+            return
         except (*UNREACHABLE, scripts.OtherLogError) as error:
             logger.debug("retention waits: %r", error)  # who writes or follows says it aloud
             return
@@ -325,7 +340,7 @@ class Writer:
             logger.exception("retention failed")
             return
         self._more = bool(more)
-        self._place.retained(first)
+        self._place.retained(first, epoch)
 
 
 def digest_of(source: str, id_: str) -> bytes:
@@ -339,6 +354,12 @@ def remember_arguments(remember: Remember | None) -> tuple[Any, ...]:
         return "", "", 0, "", ""
     reply = remember.reply
     return remember.key, remember.digest, reply.status, orjson.dumps(reply.headers), reply.body
+
+
+@functools.lru_cache(4)
+def paths_of(index: bytes) -> tuple[str, ...]:
+    """The payload paths of an index."""
+    return tuple(orjson.loads(index))
 
 
 def index_keys(body: dict[str, Any], paths: Sequence[str]) -> list[str]:

@@ -41,8 +41,8 @@ from gateway.log import _redis_scripts as scripts
 from gateway.log._redis_follower import Follower
 from gateway.log._redis_index import build_index
 from gateway.log._redis_letters import Letters
-from gateway.log._redis_scripts import META, PREFIX, entry_of_item, entry_of_row, offset_id
-from gateway.log._redis_writer import Append, Call, Writer, remember_arguments
+from gateway.log._redis_scripts import META, PREFIX, entries_of_items, entry_of_row, offset_id
+from gateway.log._redis_writer import Append, Call, Writer, paths_of, remember_arguments
 from gateway.log._room import Room
 from gateway.redis_clients import UNREACHABLE, RedisClients, RedisRefusedError
 
@@ -58,8 +58,8 @@ _CHECK_SECONDS: Final = 5.0
 class RedisLog:
     """The `Log` in the Redis of `clients`, which it closes with itself.
 
-    `index` are the payload paths by which latest events are found: the same on all nodes. `now` gives seconds
-    since 1970.
+    `index` are the payload paths by which latest events are found; where nodes differ in them, all events are indexed
+    by those of the node that was opened last, and look-ups by others are scans. `now` gives seconds since 1970.
     """
 
     def __init__(
@@ -75,19 +75,19 @@ class RedisLog:
     ) -> None:
         """`node` names this node, as the holder of a lease; another one for each process."""
         self._clients = clients
-        self._paths = tuple(each for each in index if each not in ("subject", "type"))
         self._now = now
+        self._random = random
         self._stats = stats or LogStats()
         self._node = node or secrets.token_hex(8)
         self._room = Room()
         self._is_open = False
         self._mean = 1024.0  # bytes of an entry's JSON, as far as pages have shown
-        self._follower = Follower(clients, random)
+        paths = [each for each in index if each not in ("subject", "type")]
+        self._follower = Follower(clients, random, paths)
         self._letters = Letters(clients, retention)
         self._writer = Writer(
             clients,
             self._follower,
-            paths=self._paths,
             retention=retention,
             node=self._node,
             now=self._microseconds,
@@ -126,14 +126,17 @@ class RedisLog:
                 for command in ("XRANGE", "XREAD"):
                     client.set_response_callback(command, _as_it_is)
             await self._follower.open(on_append, on_reset, wants_previous)
-            await build_index(self._clients, self._follower, self._paths)
+            await build_index(self._clients, self._follower)
+            self._is_open = True
         except RedisRefusedError as error:
-            await self._clients.aclose()
             raise LogUnavailableError(str(error)) from None
         except UNREACHABLE as error:
-            await self._clients.aclose()
             raise LogUnavailableError(self._clients.explain(error, first=True)) from None
-        self._is_open = True
+        except scripts.OtherLogError:
+            raise LogUnavailableError(f"{self._clients.name} has lost the log") from None
+        finally:
+            if not self._is_open:
+                await self._clients.aclose()
         self._writing = asyncio.create_task(self._writer.run(), name="log writer")
         self._following = asyncio.create_task(self._follower.run(), name="log follower")
 
@@ -180,11 +183,12 @@ class RedisLog:
         return await future
 
     async def remember(self, remember: Remember) -> None:
-        args = (*self._remembered(remember), "", 0)
+        args = (*self._remembered(remember), "", 0, self._random(8))
         await self._write(lambda: scripts.REMEMBER.run(self._clients.writes, *args))
 
     async def revoke(self, revocation: Revocation, *, remember: Remember | None = None) -> None:
-        args = (*self._remembered(remember), f"{revocation.kind}:{revocation.value}", revocation.at)
+        revoked = (f"{revocation.kind}:{revocation.value}", revocation.at)
+        args = (*self._remembered(remember), *revoked, self._random(8))
         await self._write(lambda: scripts.REMEMBER.run(self._clients.writes, *args))
 
     def _remembered(self, remember: Remember | None) -> tuple[Any, ...]:
@@ -192,8 +196,9 @@ class RedisLog:
         return (key, self._microseconds(), *answer)
 
     async def use_once(self, token: str, seconds: float) -> bool:
-        now, lasts = self._microseconds(), int(seconds * 1_000_000)
-        (first,) = await self._write(lambda: scripts.USE_ONCE.run(self._clients.writes, token, now, lasts))
+        now, lasts, nonce = self._microseconds(), int(seconds * 1_000_000), self._random(8)
+        args = (token, now, lasts, nonce)
+        (first,) = await self._write(lambda: scripts.USE_ONCE.run(self._clients.writes, *args))
         return bool(first)
 
     # Reading
@@ -203,7 +208,7 @@ class RedisLog:
         before, items, epoch = await self._ask(lambda: self._page(after, announced, count))
         if before[0] != epoch or epoch != self.epoch.encode():
             raise LogUnavailableError(f"{self._clients.name} has lost the log")
-        entries = [entry_of_item(each, {})[0] for each in items]
+        entries = entries_of_items(items, {})[0] if items else []
         for each in entries:
             each.previous = None
         if entries:
@@ -222,6 +227,14 @@ class RedisLog:
         found: list[Any] = await pipeline.execute()
         return found
 
+    async def catch_up(self, offset: int) -> None:
+        epoch = self.epoch
+        if offset <= self.head:
+            return
+        head = await self._ask(lambda: self._clients.commands.hget(META, "head"))
+        if head is not None and int(head) >= offset:
+            await self._follower.reach(offset, epoch)
+
     async def get(self, offsets: Sequence[int]) -> dict[int, Entry]:
         wanted = [offset for offset in offsets if 0 < offset <= self.head]
         return {each.offset: each for each in await self._ask(lambda: self._follower.get(wanted))}
@@ -236,19 +249,22 @@ class RedisLog:
         newest_first: bool = False,
         orders: bool = False,
     ) -> Sequence[Entry]:
-        kind, keys = self._keys(lookup)
         span = (self.epoch, after, min(upto, self.head), limit, int(newest_first), int(orders))
-        rows = await self._run(scripts.LATEST, *span, kind, *keys)
+        try:
+            rows = await self._run(scripts.LATEST, *span, *self._keys(lookup))
+        except scripts.OtherIndexError:
+            rows = await self._run(scripts.LATEST, *span, *self._keys(None))
         return [entry_of_row(row) for row in rows]
 
-    def _keys(self, lookup: Lookup | None) -> tuple[str, list[str]]:
-        """What a look-up is to the script: its kind, and subjects or index keys."""
-        if lookup is None or (lookup[0] not in ("subject", "type") and lookup[0] not in self._paths):
-            return "none", []
-        path, keys = lookup
+    def _keys(self, lookup: Lookup | None) -> Sequence[str | bytes]:
+        """What a look-up is to the script: the index that it needs, its kind, and subjects or index keys."""
+        path, keys = lookup or ("", frozenset())
+        index = self._follower.index
         if path == "subject":
-            return "subject", [key.removeprefix("s:") for key in keys if key.startswith("s:")]
-        return "keys", [f"{path}\0{key}" for key in keys]
+            return b"", "subject", *(key.removeprefix("s:") for key in keys if key.startswith("s:"))
+        if path == "type" or path in paths_of(index):
+            return b"" if path == "type" else index, "keys", *(f"{path}\0{key}" for key in keys)
+        return b"", "none"
 
     async def latest_offsets(self, subjects: Sequence[str]) -> dict[str, int]:
         if not subjects:

@@ -292,6 +292,9 @@ class SqliteLog:
         announced = self._head
         return await self._read(lambda db: queries.read(db, after, limit, announced))
 
+    async def catch_up(self, offset: int) -> None:
+        """There is no other node that could know more."""
+
     async def get(self, offsets: Sequence[int]) -> dict[int, Entry]:
         return await self._read(lambda db: queries.get(db, offsets))
 

@@ -37,6 +37,7 @@ class Proxy:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._state = "cut"
         self._close_listener()
         self._drop_all()
         for task in self._tasks:
@@ -85,13 +86,16 @@ class Proxy:
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
+        if self._state == "cut":  # it was let in before the door was closed
+            _reset(writer)
+            return
+        self._writers.add(writer)
         task = asyncio.create_task(self._serve(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Until either side ends, or is dropped."""
-        self._writers.add(writer)
         try:
             if self._state == "stalled":  # also where there is nothing to connect to
                 await _swallow(reader)

@@ -2,13 +2,18 @@
 --
 -- ARGV: epoch, head that the node has told, now, events to keep, oldest to keep, how near to its end an event is that
 -- those after it carry along, lease and its value ('' for none), subject and offset that are expected ('' for none),
--- key to remember ('' for none), digest, status, headers, body, whether the answer tells the counts, whether this is
--- repeated, number of events; for each event: digest, JSON, subject, whether it is an order's, number of index keys,
--- index keys.
+-- key to remember ('' for none), digest, status, headers, body, whether the answer tells the counts, node, number of
+-- this call of the node's, whether it is repeated, number of events, the index that their keys are for; for
+-- each event: digest, JSON, subject, whether it is an order's, number of index keys, index keys.
 -- Returns what refuses it, or OK, head before, first, offset of each event.
-local meta = call('HMGET', META, 'epoch', 'head', 'first', 'accepted')
+local SLACK = 60000000  -- microseconds; an event that is too old so soon is near to its end, too
+
+local meta = call('HMGET', META, 'epoch', 'head', 'first', 'accepted', 'last', 'index')
 if meta[1] ~= ARGV[1] then
   return {'EPOCH'}
+end
+if meta[6] ~= ARGV[21] then
+  return {'INDEX'}
 end
 local head, first, accepted = tonumber(meta[2]), tonumber(meta[3]), tonumber(meta[4])
 if head < tonumber(ARGV[2]) then
@@ -17,7 +22,24 @@ end
 local now, events, since, margin = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local lease, expected, remembered = ARGV[7], ARGV[9], ARGV[11]
 local reply = P .. 'reply:' .. remembered
-local count, at = tonumber(ARGV[18]), 19
+local calls, number, count, at = P .. 'call:' .. ARGV[17], ARGV[18], tonumber(ARGV[20]), 22
+
+-- One that is repeated because its answer was lost gets the answer of the first time, whatever came since.
+if ARGV[19] == '1' then
+  local done, base = string.match(call('GET', calls) or '', '^(%d+) (%d+)$')
+  if done == number then
+    local digests = {}
+    for n = 1, count do
+      digests[n] = ARGV[at]
+      at = at + 5 + tonumber(ARGV[at + 4])
+    end
+    local places = ask('HMGET', IDS, digests)
+    for n = 1, count do
+      places[n] = tonumber(places[n] or first - 1)
+    end
+    return {'OK', tonumber(base), first, places}
+  end
+end
 
 if lease ~= '' and call('GET', P .. 'lease:' .. lease) ~= ARGV[8] then
   return {'FENCED'}
@@ -25,15 +47,19 @@ end
 if remembered ~= '' and tonumber(call('HGET', reply, 'stored') or 0) > now - 86400000000 then
   return {'TAKEN'}
 end
--- An append that is repeated because its answer was lost finds its events, not the place that it expected.
 if expected ~= '' and score(ORDERS, expected) ~= tonumber(ARGV[10]) then
-  if ARGV[17] ~= '1' or count == 0 or call('HEXISTS', IDS, ARGV[at]) == 0 then
-    return {'CONFLICT'}
-  end
+  return {'CONFLICT'}
 end
 
 local before = head
 local soon = math.max(first, head + count - events + margin)
+if head >= first then
+  local oldest = call('XRANGE', LOG, '-', '+', 'COUNT', 1)[1]
+  local _, since_when = parts(oldest[2][2])
+  if tonumber(since_when) < since + SLACK then
+    soon = math.max(soon, first + margin)
+  end
+end
 accepted = math.max(accepted, now)
 local stamp = string.format('%d', accepted)
 
@@ -64,6 +90,7 @@ end
 -- The events are placed one after the other; what becomes of their subjects is written at the end, all at once.
 -- Offsets stand as text wherever they go into a command: to make text of a number is what takes longest here.
 local places, placed, ids = {}, {}, {}
+local last = meta[5] or NONE
 for i = 1, count do
   local digest, subject, size = digests[i], ARGV[at + 2], tonumber(ARGV[at + 4])
   local place = tonumber(known[i] or placed[digest] or 0)
@@ -82,8 +109,9 @@ for i = 1, count do
         old = found and found[4] or ''
       end
     end
-    call('XADD', LOG, text .. '-0', 'd', digest, 'p', prev, 'a', stamp, 's', subject, 'e', ARGV[at + 1],
+    call('XADD', LOG, text .. '-0', 'm', digest .. last .. prev .. ' ' .. stamp .. ' ' .. subject, 'e', ARGV[at + 1],
       'b', old)
+    last = digest
     if it then
       if ARGV[at + 3] == '1' then
         it.order, it.behind = text, false
@@ -187,7 +215,8 @@ tell('HDEL', BEHIND, gone)
 tell('HDEL', KEPT, kept)
 
 first = evict_events(first, head, events, since, 2 * count + 100)
-call('HSET', META, 'head', head, 'first', first, 'accepted', stamp)
+call('HSET', META, 'head', head, 'last', last, 'first', first, 'accepted', stamp)
+call('SET', calls, number .. ' ' .. before, 'PX', 60000)
 
 if remembered ~= '' then
   call('DEL', reply)

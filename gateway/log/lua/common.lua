@@ -1,8 +1,9 @@
 -- What every script knows: the names of the keys, and how an event is found by its offset.
 --
--- {gateway}:meta    hash: format, epoch, secret, head, first, accepted, index (the paths of the index, as JSON)
--- {gateway}:log     stream, ids OFFSET-0; fields d (digest of the identity), p (offset of the event before it of the
---                   same subject), a (accepted, microseconds), s (subject), e (JSON), b (JSON of the event before)
+-- {gateway}:meta    hash: format, epoch, secret, head, last (digest of the event at head), first, accepted, index (the
+--                   paths by which events are indexed, as JSON), built (the same when all latest events are)
+-- {gateway}:log     stream, ids OFFSET-0; fields m (see `parts`), e (JSON), b (JSON of the event before it of the same
+--                   subject, where that may be gone soon): few, since each costs as much as the text in it
 -- {gateway}:ids     hash: digest -> offset, of all that the log has
 -- {gateway}:latest  sorted set: subject by the offset of its latest event
 -- {gateway}:orders  sorted set: subject by the offset of its latest order.* event
@@ -11,6 +12,7 @@
 -- {gateway}:behind  hash: subject -> those of its latest order.* event where that stands behind a later one
 -- {gateway}:x:KEY   sorted set: the subjects whose latest event has that index key, by offset
 -- {gateway}:y:KEY   sorted set: the same for latest order.* events behind later ones
+-- {gateway}:call:NODE  number of the node's last append, and the head before it; for a minute
 local P = '{gateway}:'
 local META, LOG, IDS, KEPT = P .. 'meta', P .. 'log', P .. 'ids', P .. 'kept'
 local LATEST, ORDERS = P .. 'latest', P .. 'orders'
@@ -41,17 +43,26 @@ local function score(set, member)
   return tonumber(call('ZSCORE', set, member) or 0)
 end
 
--- {offset, prev, accepted, JSON, digest}; nil for an event that is neither in the log nor kept.
+local NONE = string.rep('0', 16)  -- in place of a digest
+
+-- What field m of an entry is: digest of its identity and that of the entry before it, 16 bytes each, then prev (the offset
+-- of the event before it of the same subject), accepted (microseconds) and subject, with spaces between.
+local function parts(m)
+  return string.match(m, '^(%d+) (%d+) (.*)$', 33)
+end
+
+-- {offset, prev, accepted, JSON}; nil for an event that is neither in the log nor kept.
 local function entry(offset)
   local found = call('XRANGE', LOG, string.format('%d-0', offset), string.format('%d-0', offset))[1]
   if found then
     local f = found[2]
-    return {offset, f[4], f[6], f[10], f[2]}
+    local prev, accepted = parts(f[2])
+    return {offset, prev, accepted, f[4]}
   end
   local kept = call('HGET', KEPT, offset)
   if kept then
     local k = cmsgpack.unpack(kept)
-    return {offset, k[1], k[2], k[3], ''}
+    return {offset, k[1], k[2], k[3]}
   end
 end
 

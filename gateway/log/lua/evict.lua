@@ -1,29 +1,34 @@
 -- Takes out of the log up to `limit` of its oldest events: those beyond `events` or accepted before `since`.
 -- What is a subject's latest stays, apart from the log. Returns the new first offset.
 local function evict_events(first, head, events, since, limit)
-  local last = first - 1
+  local last, is_old = first - 1, false
   while limit > 0 and last < head do
-    local page = call('XRANGE', LOG, string.format('%d-0', last + 1), '+', 'COUNT', math.min(limit, 100))
+    local size = math.min(limit, 100, is_old and 100 or math.max(1, head - events - last))
+    local page = call('XRANGE', LOG, string.format('%d-0', last + 1), '+', 'COUNT', size)
     if #page == 0 then
       break
     end
-    local digests, subjects = {}, {}
+    local digests, subjects, rows = {}, {}, {}
     for n, each in ipairs(page) do
-      local f = each[2]
-      if last + n > head - events and tonumber(f[6]) >= since then
-        limit = n - 1
-        break
+      local m = each[2][2]
+      local prev, accepted, subject = parts(m)
+      if last + n > head - events then
+        is_old = tonumber(accepted) < since
+        if not is_old then
+          limit = n - 1
+          break
+        end
       end
-      digests[n], subjects[n] = f[2], f[8]
+      digests[n], subjects[n], rows[n] = string.sub(m, 1, 16), subject, {prev, accepted, each[2][4]}
     end
     if #digests == 0 then
       break
     end
     local latest, orders = ask('ZMSCORE', LATEST, subjects), ask('ZMSCORE', ORDERS, subjects)
     for n, subject in ipairs(subjects) do
-      local offset, f = last + n, page[n][2]
+      local offset = last + n
       if subject ~= '' and (tonumber(latest[n] or 0) == offset or tonumber(orders[n] or 0) == offset) then
-        call('HSET', KEPT, offset, cmsgpack.pack({f[4], f[6], f[10]}))
+        call('HSET', KEPT, offset, cmsgpack.pack(rows[n]))
       end
     end
     tell('HDEL', IDS, digests)

@@ -9,8 +9,8 @@ else
   for i = 2, #ARGV do
     local found = call('XRANGE', LOG, ARGV[i] .. '-0', ARGV[i] .. '-0')[1]
     if found then
-      local f = found[2]
-      rows[#rows + 1] = {tonumber(ARGV[i]), f[4], f[6], f[10]}
+      local prev, accepted = parts(found[2][2])
+      rows[#rows + 1] = {tonumber(ARGV[i]), prev, accepted, found[2][4]}
     end
   end
 end

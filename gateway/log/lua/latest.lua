@@ -1,10 +1,14 @@
--- Latest events. ARGV: epoch, after, upto, limit, whether newest first, whether orders, kind of look-up (none, subject,
--- keys), then subjects or index keys. Returns a row for each: offset, prev, accepted, JSON.
-if call('HGET', META, 'epoch') ~= ARGV[1] then
+-- Latest events. ARGV: epoch, after, upto, limit, whether newest first, whether orders, index that the look-up needs ('' for
+-- none), kind of look-up (none, subject, keys), then subjects or index keys. Returns a row for each: offset, prev, accepted, JSON.
+local meta = call('HMGET', META, 'epoch', 'index', 'built')
+if meta[1] ~= ARGV[1] then
   return {'EPOCH'}
 end
+if ARGV[7] ~= '' and (meta[2] ~= ARGV[7] or meta[3] ~= ARGV[7]) then
+  return {'INDEX'}
+end
 local after, upto, limit = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local newest_first, orders, kind = ARGV[5] == '1', ARGV[6] == '1', ARGV[7]
+local newest_first, orders, kind = ARGV[5] == '1', ARGV[6] == '1', ARGV[8]
 local set = orders and ORDERS or LATEST
 local offsets, seen = {}, {}
 
@@ -52,11 +56,11 @@ end
 if kind == 'none' then
   scan(set, any)
 elseif kind == 'subject' then
-  for i = 8, #ARGV do
+  for i = 9, #ARGV do
     take(score(set, ARGV[i]))
   end
 else
-  for i = 8, #ARGV do
+  for i = 9, #ARGV do
     scan(X .. ARGV[i], orders and is_order or any)
     if orders then
       scan(Y .. ARGV[i], any)

@@ -1,13 +1,20 @@
--- Gives latest events other index keys. ARGV: whether orders behind later events, then for each subject, offset, number
--- of keys, keys. One that was superseded meanwhile has its keys already.
+-- Gives latest events other index keys. ARGV: epoch, index that these are for, whether orders behind later events, then for
+-- each subject, offset, number of keys, keys. One that was superseded meanwhile has its keys already.
+local meta = call('HMGET', META, 'epoch', 'index')
+if meta[1] ~= ARGV[1] then
+  return {'EPOCH'}
+end
+if meta[2] ~= ARGV[2] then
+  return {'INDEX'}
+end
+
 local function add_keys(family, keys, offset, subject)
   for _, key in ipairs(keys) do
     call('ZADD', family .. key, offset, subject)
   end
 end
 
-local behind = ARGV[1] == '1'
-local at = 2
+local behind, at = ARGV[3] == '1', 4
 while at <= #ARGV do
   local subject, offset, size = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
   local keys = {}
