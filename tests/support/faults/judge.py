@@ -55,8 +55,10 @@ def _disorder(log: Sequence[Logged], ledger: Ledger, ordered: frozenset[str]) ->
     found = []
     for each in log:
         publisher, number = each.key
+        if publisher not in ordered or not ledger.has_order(each.key):
+            continue
         before = last.get(publisher)
-        if publisher in ordered and before is not None and before.key[1] > number:
+        if before is not None and before.key[1] > number:
             found.append(f"{each.key} at {each.offset} stands behind {before.key} at {before.offset}")
             found += ledger.explain([before.key, each.key])
         last[publisher] = each

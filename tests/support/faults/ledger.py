@@ -60,6 +60,11 @@ class Ledger:
             return False
         return publication.way != "pubsub" or self.is_heard(publication)
 
+    def has_order(self, key: Key) -> bool:
+        """Whether a message must stand behind those published before it: one of pub/sub that only some gateways
+        heard, while others had lost Redis, is stored when they find out, rather than lost."""
+        return all(each.way != "pubsub" or self.is_sure(each) for each in self.of_key.get(key, ()))
+
     def sure(self, key: Key) -> int:
         """How often a message must be in the log at least."""
         return sum(map(self.is_sure, self.of_key[key]))
