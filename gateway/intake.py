@@ -91,9 +91,12 @@ class Intake:
         expect: Expect | None = None,
         remember: Remember | None = None,
         fence: Fence | None = None,
+        on_stored: Callable[[], None] | None = None,
     ) -> Appended:
-        """Durable when it returns. Raises as `Log.append`."""
-        appended = await self._log.append(events, expect=expect, remember=remember, fence=fence)
+        """Durable when it returns. Raises, and calls `on_stored`, as `Log.append`."""
+        appended = await self._log.append(
+            events, expect=expect, remember=remember, fence=fence, on_stored=on_stored
+        )
         accepted = self._accepted.get(ingest)
         if accepted is None:
             accepted = self._accepted[ingest] = self._metrics.ingested.labels(ingest, "accepted")

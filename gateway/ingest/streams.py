@@ -30,7 +30,7 @@ LEASE_SECONDS: Final = 5.0
 _RENEW_SECONDS: Final = 1.0
 _PAUSES: Final = (0.1, 5.0)  # seconds until Redis or the log is tried again, the first time and at last
 _STAGGER_SECONDS: Final = 0.05  # between the first looks at two streams
-_MAX_STORING: Final = 2  # pages that were read and are not acknowledged yet
+_MAX_STORING: Final = 3  # pages that are being appended, told and acknowledged
 _MAX_PAGE: Final = 1000
 _FIRST_PAGE: Final = 100
 _PAGE_BYTES: Final = 2 << 20
@@ -119,8 +119,6 @@ class _Stream:
         self._renewed = 0.0
         self._pause = _PAUSES[0]
         self._bytes = _PAGE_BYTES / _FIRST_PAGE  # of an entry, as far as pages have shown
-        self._appending = asyncio.Lock()  # first come, first served
-        self._broken = False  # a page was not stored, so none that comes after it may be
         self._stopping = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -195,7 +193,6 @@ class _Stream:
 
     async def _work(self) -> None:
         """Reads the stream as long as it has the lease: first what is pending, in order, then what is new."""
-        self._broken = False
         self._warn_of_deleted(await self._group.begin())
         await self._work_off_pending()
         if self._stopping.is_set():
@@ -214,7 +211,7 @@ class _Stream:
                 return
             self._warn_of_deleted(len(page.gone))
             await self._group.acknowledge(page.gone)
-            await self._store(self._parse(page))
+            await self._store(self._parse(page), asyncio.Event())
             after = page.last
 
     def _warn_of_deleted(self, count: int) -> None:
@@ -222,10 +219,12 @@ class _Stream:
             logger.warning("%d entries of stream %s were deleted before they were stored", count, self.name)
 
     async def _read_on(self) -> None:
-        """The next page is read and parsed while the one before is stored."""
+        """The next pages are read and parsed while those before are stored; each is appended behind the one before."""
         storing: deque[asyncio.Task[None]] = deque()
         stopped = asyncio.create_task(self._stopping.wait())
         reading = asyncio.create_task(self._group.new(self._count()))
+        stored = asyncio.Event()  # whether the last page is in the log, or never will be
+        stored.set()
         try:
             while True:
                 await asyncio.wait((reading, stopped), return_when=asyncio.FIRST_COMPLETED)
@@ -234,9 +233,14 @@ class _Stream:
                 page = await reading
                 reading = asyncio.create_task(self._group.new(self._count()))
                 await asyncio.sleep(0)  # asked for before this page is parsed, which keeps the loop from it
-                storing.append(asyncio.create_task(self._store(self._parse(page))))
-                if len(storing) >= _MAX_STORING:
+                batch = self._parse(page)
+                await stored.wait()
+                if storing and storing[-1].done():
+                    storing[-1].result()  # raises why it is not in the log, so that nothing overtakes it
+                while storing and (storing[0].done() or len(storing) >= _MAX_STORING):
                     await storing.popleft()
+                stored = asyncio.Event()
+                storing.append(asyncio.create_task(self._store(batch, stored)))
         finally:
             await tasks.end(reading, stopped)  # what it was given is pending
             await asyncio.gather(reading, *storing, return_exceptions=True)
@@ -258,22 +262,17 @@ class _Stream:
             self._bytes = max(mean, self._bytes + (mean - self._bytes) / 4)  # large ones are heeded at once
         return batch
 
-    async def _store(self, batch: "_Batch") -> None:
-        """Appends the events, in order, and then acknowledges the entries."""
-        async with self._appending:
-            await self._append(batch.events)
+    async def _store(self, batch: "_Batch", stored: asyncio.Event) -> None:
+        """Appends the events, in order, and then acknowledges the entries. Sets `stored` as soon as those behind
+        may follow, and at once where it fails."""
+        try:
+            await self._renew()
+            if batch.events:
+                await self._intake.append("streams", batch.events, fence=self.fence, on_stored=stored.set)
+        finally:
+            stored.set()
         await self._intake.bury("streams", f"redis:{self.name}", batch.letters, fence=self.fence)
         await self._group.acknowledge(batch.ids)
-
-    async def _append(self, events: Sequence[Event]) -> None:
-        """Raises OvertakenError where events that come before these were not stored."""
-        if self._broken:
-            raise OvertakenError
-        self._broken = True  # until it is done, whatever may end it
-        await self._renew()
-        if events:
-            await self._intake.append("streams", events, fence=self.fence)
-        self._broken = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -257,10 +257,12 @@ class Log(Protocol):
         expect: Expect | None = None,
         remember: Remember | None = None,
         fence: Fence | None = None,
+        on_stored: Callable[[], None] | None = None,
     ) -> Appended:
         """Stores the events in order, as a whole; one that is in the log already counts as a duplicate.
 
-        Raises FencedError where the lease of `fence` is another's, else KeyTakenError where `remember.key` is
+        Returns when `on_append` has been given them too; `on_stored` is called as soon as they are in the log, when
+        what has to stand behind them may be appended. Raises FencedError where the lease of `fence` is another's, else KeyTakenError where `remember.key` is
         stored, else ConflictError where `expect` does not hold.
         A remembered reply that has an `appended` gets the result in its place.
         """

@@ -57,6 +57,7 @@ class Append:
     fence: Fence | None
     size: int  # bytes of JSON
     future: asyncio.Future[Any]
+    on_stored: Callable[[], None] | None = None
     places: list[int] = field(default_factory=list)  # the offset of each event, once it is known
 
     def is_joinable(self, first: "Append") -> bool:
@@ -273,6 +274,8 @@ class Writer:
         for each in appends:
             each.places = places[start : start + len(each.events)]
             start += len(each.events)
+            if each.on_stored is not None:
+                each.on_stored()
         return int(head)
 
     def _answer(self, appends: Sequence[Append], base: int) -> None:

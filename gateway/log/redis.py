@@ -162,13 +162,14 @@ class RedisLog:
         expect: Expect | None = None,
         remember: Remember | None = None,
         fence: Fence | None = None,
+        on_stored: Callable[[], None] | None = None,
     ) -> Appended:
         self._check_open()
         size = sum(len(event.json) for event in events)
         await self._room.take(size)
         future = asyncio.get_running_loop().create_future()
         self._stats.waiting += len(events)
-        self._writer.put(Append(events, expect, remember, fence, size, future))
+        self._writer.put(Append(events, expect, remember, fence, size, future, on_stored))
         appended: Appended = await future
         return appended
 

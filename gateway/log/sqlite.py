@@ -178,6 +178,7 @@ class SqliteLog:
         expect: Expect | None = None,
         remember: Remember | None = None,
         fence: Fence | None = None,  # noqa: ARG002 -- leases are never lost here
+        on_stored: Callable[[], None] | None = None,
     ) -> Appended:
         def apply(work: Transaction) -> Appended:
             return work.append(events, expect, remember)
@@ -186,6 +187,8 @@ class SqliteLog:
         await self._wait_for_room(size)
         subjects = [expect.subject] if expect else []
         appended: Appended = await self._write(apply, events=events, subjects=subjects, size=size)
+        if on_stored is not None:
+            on_stored()
         return appended
 
     async def remember(self, remember: Remember) -> None:

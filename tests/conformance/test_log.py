@@ -205,6 +205,21 @@ async def test_an_append_is_announced_before_it_returns_and_can_be_read(open_log
     assert (page.first, page.head, bench.log.head) == (1, 3, 3)
 
 
+async def test_it_is_told_when_events_are_in_the_log(open_log: Open) -> None:
+    """Once, before the append returns, also where they were there already; never for an append that is refused."""
+    bench = await open_log()
+    told: list[str] = []
+    stored = asyncio.Event()
+    first = asyncio.create_task(bench.append(event("a", "o-1"), on_stored=stored.set))
+    await stored.wait()
+    second = await bench.append(event("b"), on_stored=lambda: told.append("b"))
+    assert (await first, second) == (Appended(1, 0, 1), Appended(1, 0, 2))
+    assert await bench.append(event("b"), on_stored=lambda: told.append("b again")) == Appended(0, 1, 2)
+    with pytest.raises(ConflictError):
+        await bench.append(event("c", "o-1"), expect=Expect("o-1", 7), on_stored=lambda: told.append("c"))
+    assert told == ["b", "b again"]
+
+
 async def test_duplicates_keep_their_first_place(open_log: Open) -> None:
     """An event already in the log, or twice in one append, counts once; the offset is the highest of all."""
     bench = await open_log()
