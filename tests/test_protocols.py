@@ -106,6 +106,7 @@ HTTP_ATTRIBUTES: dict[str, Any] = {
 HTTP_REQUEST_ATTRIBUTES = {"url"}  # set by on_message_begin
 FLOW_MEMBERS = {"write_paused", "drain", "_is_writable_event"}
 CYCLE_MEMBERS = {
+    "chunked_encoding",
     "default_headers",
     "disconnected",
     "keep_alive",

@@ -32,6 +32,7 @@ from tests.support.sockets import (
     Peer,
     StreamPeer,
     WebSocketPeer,
+    ask,
     crowd,
     frame,
     request,
@@ -265,6 +266,30 @@ def test_a_client_that_stops_reading_over_tls_is_ended(certificate: tuple[Path, 
             publisher.close()
             eventually_equal(lambda: (served.connections, len(node.connections)), ([], 0))
             client.socket.close()
+
+
+# A client of HTTP/1.0
+
+
+def test_a_stream_for_http_1_0_has_no_chunks_and_ends_with_the_connection() -> None:
+    """As for nginx, which asks so unless told not to; beside it HTTP/1.1 has the same events in chunks."""
+    body = b'{"type":"a","id":"1"}'
+    with serving_gateway() as (served, node), Peer(served.port) as old, StreamPeer(served.port) as new:
+        old.send(b"GET /events HTTP/1.0\r\nhost: localhost\r\naccept: text/event-stream\r\n\r\n")
+        status, headers = old.read_head()
+        assert (status, headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+        assert headers["connection"] == "close"
+        assert not headers.keys() & {"transfer-encoding", "content-length"}
+        assert old.read_until(b"\n\n").startswith(b"retry: ")
+        assert new.read_block()["id"] == f"{node.log.epoch}.0"
+        ask(served.port, request("POST", "/events", body, content_type="application/json"))
+        assert old.read_until(b"\n\n").startswith(f"id: {node.log.epoch}.1\ndata: {{".encode())
+        assert new.read_block()["id"] == f"{node.log.epoch}.1"
+        served.stop()
+        farewell = old.read_to_end()
+    assert farewell.startswith(b"retry: ")
+    assert b"event: close" in farewell
+    assert farewell.endswith(b"}\n\n")
 
 
 # Answers in one write
