@@ -52,6 +52,9 @@ class Guard:
         path = scope["path"]
         if prefix and (path == prefix or path.startswith(prefix + "/")):
             scope["path"] = path[len(prefix) :] or "/"
+            raw: bytes = scope.get("raw_path") or b""
+            if raw.startswith(prefix.encode()):
+                scope["raw_path"] = raw[len(prefix) :] or b"/"
 
     def _misdirected(self, scope: Scope, host: str) -> GatewayError | None:
         """A page that rebinds its name to this machine can choose every header but the Host that came."""

@@ -4,12 +4,13 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
 
 from gateway.event import is_rfc3339
-from tests.support.app import InProcess, in_process
+from tests.support.app import Exchange, InProcess, in_process
 from tests.support.tokens import SECRET, bearer, make_token, may_see
 
 ITEMS = [{"sku": "a", "count": 2}]
@@ -120,6 +121,41 @@ async def test_what_is_no_request_at_all(
         response = await app.http.request(method, path, content=content, headers={"content-type": media_type})
         assert response.status_code == status
         assert response.headers["content-type"] == "application/problem+json"
+
+
+# Any subject is an order's id
+
+
+@pytest.mark.parametrize("subject", ["ext 1/ü", "a/status", "/", "a%2Fb", "o-1/", "..", "?#", "status"])
+@pytest.mark.parametrize("prefix", ["", "/gw"])
+async def test_an_order_of_any_subject_is_found(subject: str, prefix: str) -> None:
+    """Percent-encoded, its slashes as well, it is one segment of the path; behind a proxy's prefix too."""
+    path = f"{prefix}/orders/{quote(subject, safe='').replace('.', '%2E')}"
+    async with in_process(root_path="/gw") as app:
+        await app.publish({"type": "order.x", "subject": subject, "data": {"orderId": subject, "n": 1}})
+        assert (await app.http.get(path)).json() == {"orderId": subject, "n": 1}
+        response = await app.http.patch(f"{path}/status", json={"status": "paid"})
+        assert (response.status_code, response.json()["orderId"]) == (200, subject)
+        assert (await app.http.get(path)).json()["status"] == "paid"
+        assert (await app.http.get(f"{path}/status")).headers["allow"] == "PATCH"
+
+
+async def test_a_bare_slash_in_an_id_is_another_path(app: InProcess) -> None:
+    """So `status` at the end is never an order's name and a call at once."""
+    await app.publish({"type": "order.x", "subject": "a/b", "data": {}})
+    for path in ("/orders/a/b", "/orders/a/b/status", "/orders//status", "/orders/"):
+        for method in ("GET", "PATCH"):
+            assert (await app.http.request(method, path, json={"status": "paid"})).status_code == 404
+
+
+async def test_a_server_that_tells_only_the_decoded_path(app: InProcess) -> None:
+    """ASGI lets it: then all but ids with a slash are found."""
+    await app.publish({"type": "order.x", "subject": "ü 1", "data": {"n": 1}})
+    exchange = Exchange(app.gateway, "/orders/x")
+    exchange.scope |= {"path": "/orders/ü 1", "raw_path": None}
+    async with exchange:
+        await exchange.done()
+    assert (exchange.status, exchange.text) == (200, '{"n":1}')
 
 
 # Changing one
