@@ -98,6 +98,11 @@ class GatewayError(Exception):
         return body
 
 
+def invalid_token(reason: str, code: str = "unauthorized") -> GatewayError:
+    """Credentials that are refused, with the challenge of RFC 6750, section 3. `code` is that of a 401."""
+    return GatewayError(code, reason, headers={"WWW-Authenticate": 'Bearer error="invalid_token"'})
+
+
 def pointer(*segments: str | int) -> str:
     """A JSON pointer in URI fragment form (RFC 6901, section 6), without percent-encoding."""
     return "#" + "".join("/" + str(each).replace("~", "~0").replace("/", "~1") for each in segments)

@@ -25,6 +25,7 @@ from gateway.protocols._ending import (
     Ending,
     discard,
     plain_response,
+    prefix_of,
     quiet_logger,
     timeouts_of,
     tune,
@@ -117,7 +118,8 @@ class HttpProtocol(Ending, HttpToolsProtocol):
 
     def end_by_close(self) -> None:
         """The answer that begins now is not in chunks: its end is that of the connection (RFC 9112, section 6.3)."""
-        (self._running or self.cycle).chunked_encoding = False
+        cycle = self._running or self.cycle
+        cycle.chunked_encoding = False
 
     @property
     def body_complete(self) -> bool:
@@ -223,7 +225,7 @@ class HttpProtocol(Ending, HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if not self.pipeline and (self._idle or not self.cycle.response_started):
-            self.transport.write(plain_response(error))
+            self.transport.write(plain_response(error, prefix_of(self.config)))
         self.transport.close()
         self._abort_soon()
 

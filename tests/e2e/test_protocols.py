@@ -268,6 +268,22 @@ def test_a_client_that_stops_reading_over_tls_is_ended(certificate: tuple[Path, 
             client.socket.close()
 
 
+# Answers below the application
+
+
+def test_a_refusal_below_the_application_leads_to_the_docs_behind_the_prefix() -> None:
+    """As all others do: a malformed request, a head that is too large, one that does not end."""
+    requests = [b"nonsense\r\n\r\n", request("GET", "/livez", x="a" * 100_000), b"GET /livez HTTP/1.1\r\n"]
+    with serving_gateway(root_path="/gw", request_timeout="1s") as (served, _):
+        answers = [ask(served.port, data) for data in requests]
+    told = [(answer.status, answer.json()["type"]) for answer in answers]
+    assert told == [
+        (400, "/gw/docs#bad_request"),
+        (431, "/gw/docs#headers_too_large"),
+        (408, "/gw/docs#request_timeout"),
+    ]
+
+
 # A client of HTTP/1.0
 
 
