@@ -181,7 +181,7 @@ def _router(node: Node) -> Router:
 async def _upgrade_required(_call: object) -> Response:
     raise GatewayError(
         "bad_request",
-        "this path speaks WebSocket: send a handshake (RFC 6455, version 13)",
+        "this path speaks WebSocket, and this was no complete handshake of it (RFC 6455, section 4.1, version 13)",
         headers={"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"},
         status=426,
     )

@@ -75,6 +75,13 @@ async def test_a_ticket_is_for_the_url_that_the_browser_uses(named: str, asked: 
             assert refused.status_code == 422
 
 
+async def test_a_ticket_opens_lists_too(app: InProcess) -> None:
+    """Whose own parameters are all that they take otherwise."""
+    for path in ("/orders?limit=1&", "/orders?"):
+        ticket = (await app.http.post("/tickets", headers=bearer(make_token(**ANN)))).json()["ticket"]
+        assert (await app.http.get(f"{path}ticket={ticket}")).status_code == 200
+
+
 async def test_a_refused_ticket_comes_with_its_challenge(app: InProcess) -> None:
     """RFC 9110, section 15.5.2, whatever was wrong with it; and on every call."""
     used = (await app.http.post("/tickets", headers=bearer(make_token(**ANN)))).json()["ticket"]
