@@ -36,7 +36,8 @@ def _members(call: Call, body: bytes, names: tuple[str, ...]) -> dict[str, str]:
         )
     for name, member in value.items():
         if name not in names:
-            raise _invalid(name, f"is unknown here: known are {', '.join(names)}")
+            known = f"known are {', '.join(names)}" if names else "this call takes no members"
+            raise _invalid(name, f"is unknown here: {known}")
         if type(member) is not str or not member:
             raise _invalid(name, "must be a non-empty string")
     return value
@@ -48,6 +49,8 @@ def _invalid(name: str, detail: str) -> GatewayError:
 
 async def _prepare_ticket(call: Call, body: bytes) -> Perform:
     target = _members(call, body, ("for",)).get("for")
+    if target is not None:
+        target = _without_prefix(target, call.node.settings.root_path)
 
     async def perform(_slip: Slip) -> Reply:
         ticket, expires = call.node.tickets.issue(call.principal, target)
@@ -56,6 +59,11 @@ async def _prepare_ticket(call: Call, body: bytes) -> Perform:
         )
 
     return perform
+
+
+def _without_prefix(target: str, root_path: str) -> str:
+    """The stream as the gateway sees it: a browser's URL of it begins with a proxy's prefix."""
+    return target.removeprefix(root_path) if target.startswith(f"{root_path}/") else target
 
 
 async def _prepare_revocation(call: Call, body: bytes) -> Perform:

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
+from urllib.parse import unquote
 
 from starlette.responses import Response
 from starlette.routing import Route, Router
@@ -157,8 +158,6 @@ def _router(node: Node) -> Router:
     return Router(
         [
             path("/orders", POST=orders.create, GET=orders.index),
-            path("/orders/{order_id}", GET=orders.show),
-            path("/orders/{order_id}/status", PATCH=orders.update),
             path("/tickets", POST=access.create_ticket),
             path("/revocations", POST=access.create_revocation),
             path("/connections", public=ops, GET=connections_api.index),
@@ -182,10 +181,22 @@ def _router(node: Node) -> Router:
 async def _upgrade_required(_call: object) -> Response:
     raise GatewayError(
         "bad_request",
-        "this path speaks WebSocket: send a handshake (RFC 6455, version 13)",
+        "this path speaks WebSocket, and this was no complete handshake of it (RFC 6455, section 4.1, version 13)",
         headers={"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"},
         status=426,
     )
+
+
+def path_segments(scope: Scope) -> list[str]:
+    """The path's segments, each decoded by itself: a slash within one came as %2F.
+
+    `scope["path"]` is decoded as a whole, so it no longer tells. Where a server gives nothing else, it decides.
+    """
+    path: str = scope["path"]
+    raw = (scope.get("raw_path") or b"").decode("latin-1")
+    if unquote(raw) != path:
+        return path.split("/")
+    return [unquote(each) for each in raw.split("/")]
 
 
 class Application:
@@ -194,6 +205,8 @@ class Application:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._router = _router(node)
+        self._order = Endpoint(node, {"GET": orders.show})
+        self._order_status = Endpoint(node, {"PATCH": orders.update})
         self._publish = Endpoint(node, {"POST": http_ingest.publish}, also=("GET", "HEAD"))
         self._router.default = self._not_found
 
@@ -205,7 +218,21 @@ class Application:
             return get_events(self._node, scope, receive, send)
         if scope["type"] == "http" and path == "/events":
             return self._publish(scope, receive, send)
+        if scope["type"] == "http" and path.startswith("/orders/"):
+            return self._dispatch_order(scope, receive, send)
         return self._router(scope, receive, send)
+
+    def _dispatch_order(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """An order's id is the subject of events, which may have slashes: no template of a router fits it."""
+        match path_segments(scope)[2:]:
+            case [order_id] if order_id:
+                serve = self._order
+            case [order_id, "status"] if order_id:
+                serve = self._order_status
+            case _:
+                return self._not_found(scope, receive, send)
+        scope["path_params"] = {"order_id": order_id}
+        return serve(scope, receive, send)
 
     async def _not_found(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":

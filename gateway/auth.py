@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import jwt
 
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, invalid_token
 from gateway.keys import Jwks, Key, public_key, secret_key
 from gateway.log import Revocation
 from gateway.principal import OPEN, Principal, caller_key, principal_of, time_claim
@@ -48,10 +48,6 @@ def unauthenticated() -> GatewayError:
     )
 
 
-def _refused(reason: str, code: str = "unauthorized") -> GatewayError:
-    return GatewayError(code, reason, headers={"WWW-Authenticate": 'Bearer error="invalid_token"'})
-
-
 class Verifier:
     """Verifies bearer tokens: JWTs (RFC 7519) signed by one of the keys it was made with.
 
@@ -84,14 +80,14 @@ class Verifier:
         Raises GatewayError `unauthorized`, `token_expired`, or `unavailable` where no key can be fetched.
         """
         if len(token) > MAX_TOKEN_BYTES or not token.isascii():
-            raise _refused(f"a token is ASCII of at most {MAX_TOKEN_BYTES} bytes")
+            raise invalid_token(f"a token is ASCII of at most {MAX_TOKEN_BYTES} bytes")
         digest = hashlib.sha256(token.encode()).digest()
         principal = self._recall(digest)
         if principal is None:
             principal = self._check(await self._claims(token))
             self._keep(digest, principal)
         if principal.expires is not None and principal.expires <= self._now():
-            raise _refused("the token has expired", "token_expired")
+            raise invalid_token("the token has expired", "token_expired")
         return principal
 
     async def _claims(self, token: str) -> dict[str, Any]:
@@ -99,17 +95,17 @@ class Verifier:
         try:
             header = jwt.get_unverified_header(token)
         except jwt.InvalidTokenError:
-            raise _refused("the token is no JWT") from None
+            raise invalid_token("the token is no JWT") from None
         if header.get("typ") == TICKET_TYPE:
-            raise _refused("a ticket is no bearer token")
+            raise invalid_token("a ticket is no bearer token")
         for key in await self._candidates(header):
             try:
                 return _decode(token, key)
             except jwt.InvalidSignatureError:
                 continue
             except jwt.PyJWTError as error:
-                raise _refused(f"the token is malformed: {error}") from None
-        raise _refused("no key of the gateway verifies the token")
+                raise invalid_token(f"the token is malformed: {error}") from None
+        raise invalid_token("no key of the gateway verifies the token")
 
     async def _candidates(self, header: Mapping[str, Any]) -> list[Key]:
         """The keys whose own algorithm is the header's; those of the JWK set by the header's `kid`."""
@@ -126,12 +122,12 @@ class Verifier:
             principal = principal_of(claims)
             not_before = time_claim(claims, "nbf")
         except ValueError as error:
-            raise _refused(str(error)) from None
+            raise invalid_token(str(error)) from None
         now = self._now()
         if not_before is not None and not_before > now:
-            raise _refused("the token is not valid yet (nbf)")
+            raise invalid_token("the token is not valid yet (nbf)")
         if principal.issued is not None and principal.issued > now + IAT_LEEWAY:
-            raise _refused("the token was issued in the future (iat)")
+            raise invalid_token("the token was issued in the future (iat)")
         return principal
 
     def _recall(self, digest: bytes) -> Principal | None:
@@ -260,13 +256,13 @@ class Authenticator:
     async def _open_ticket(self, ticket: str, request: Request) -> Principal:
         # A ticket stands in a URL, which leaks more easily than a header: it opens streams and changes nothing.
         if request.method not in ("GET", "HEAD"):
-            raise _refused("a ticket opens streams only: send the token for this call")
+            raise invalid_token("a ticket opens streams only: send the token for this call")
         principal = await self._tickets.open(ticket, request.path, request.query, self._use_once)
         return self._unrevoked(principal)
 
     def _unrevoked(self, principal: Principal) -> Principal:
         if self._revocations.revoked(principal):
-            raise _refused("the token was revoked")
+            raise invalid_token("the token was revoked")
         return principal
 
 

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from gateway.connection import Connection
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, invalid_token
 from gateway.metrics import Metrics
 from gateway.principal import Principal
 from gateway.shared_limits import SharedLimits
@@ -140,7 +140,7 @@ class Connections:
         if self.draining:
             raise GatewayError("draining", "the gateway is about to restart", headers={"Retry-After": "2"})
         if principal is not None and self._revoked(principal):
-            raise GatewayError("unauthorized", "the token was revoked")
+            raise invalid_token("the token was revoked")
 
     async def _admit_token(self, principal: Principal) -> None:
         token, limit = _token(principal), self._limits.per_token

@@ -35,7 +35,7 @@ _INGESTS: Final = {"message": "pubsub", "entry": "streams"}
 async def index(call: Call) -> Response:
     """Letters by id, and `next`, after which there are more."""
     call.principal.require_admin()
-    query = call.request.query_params
+    query = call.query("origin", "after", "limit")
     origin = query.get("origin") or None
     letters = await call.log.dead_letters(
         origin, after=query.get("after", ""), limit=call.limit(_DEFAULT_LIMIT, _MAX_LIMIT)

@@ -20,13 +20,13 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "bad_json": Kind(400, "The body is not JSON"),
-    "bad_request": Kind(400, "The request is malformed"),
+    "bad_request": Kind(400, "The request is not valid here"),
     "bad_message": Kind(400, "The message is no valid request", 4008),
     "bad_since": Kind(400, "The cursor is malformed"),
     "bad_idempotency_key": Kind(400, "The Idempotency-Key is malformed"),
     "unauthorized": Kind(401, "A valid token is required", 4001),
     "token_expired": Kind(401, "The token has expired", 4200),
-    "forbidden": Kind(403, "The token does not allow this", 4003),
+    "forbidden": Kind(403, "This is not allowed", 4003),
     "not_found": Kind(404, "There is nothing here"),
     "method_not_allowed": Kind(405, "This method is not allowed here"),
     "not_acceptable": Kind(406, "No representation is acceptable"),
@@ -96,6 +96,11 @@ class GatewayError(Exception):
         if self.errors:
             body["errors"] = [{"pointer": each.pointer, "detail": each.detail} for each in self.errors]
         return body
+
+
+def invalid_token(reason: str, code: str = "unauthorized") -> GatewayError:
+    """Credentials that are refused, with the challenge of RFC 6750, section 3. `code` is that of a 401."""
+    return GatewayError(code, reason, headers={"WWW-Authenticate": 'Bearer error="invalid_token"'})
 
 
 def pointer(*segments: str | int) -> str:

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.errors import GatewayError
 from gateway.http import problem_response
-from gateway.origins import Origins, cors_headers, loopback_host, preflight_headers
+from gateway.origins import Origins, cors_headers, is_loopback, loopback_host, preflight_headers
 from gateway.settings import Settings
 
 _OPS_PATHS = ("/metrics", "/console", "/connections", "/explain")
@@ -24,19 +24,22 @@ class Guard:
         self._root_path = settings.root_path
         self._origins = origins
         self._ops_port = settings.ops_port
-        self._loopback_only = not settings.has_keys and not settings.insecure_open
+        # --insecure-open is for other addresses: on this one nobody needs it, and pages still rebind their names.
+        elsewhere = settings.insecure_open and not is_loopback(settings.host)
+        self._loopback_only = not settings.has_keys and not elsewhere
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Not a coroutine itself: a stream that is open for days need not hold its frame."""
+        scope.setdefault("state", {})
         headers = dict(scope["headers"])  # bytes: decoded only where one is looked at
-        self._strip_prefix(scope)
+        is_bare = self._strip_prefix(scope)
         host = headers.get(b"host", b"").decode("latin-1")
-        error = self._misdirected(scope, host) or self._wrong_port(scope)
+        error = _malformed(scope) or self._misdirected(scope, host) or self._wrong_port(scope)
         if error is not None:
             return problem_response(error, self._root_path)(scope, receive, send)
         origin = headers[b"origin"].decode("latin-1") if b"origin" in headers else None
         allowed = origin is not None and self._origins.allows(origin, _scheme(scope), host)
-        scope.setdefault("state", {})["origin_allowed"] = allowed
+        scope["state"]["origin_allowed"] = allowed
         if origin is not None and allowed and scope["type"] == "http":
             if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
                 requested = headers.get(b"access-control-request-headers", b"").decode("latin-1")
@@ -44,20 +47,36 @@ class Guard:
                     scope, receive, send
                 )
             send = _with_headers(send, cors_headers(origin))
+        if is_bare and scope["type"] == "http" and scope["method"] in ("GET", "HEAD"):
+            return self._with_slash(scope)(scope, receive, send)
         return self._app(scope, receive, send)
 
-    def _strip_prefix(self, scope: Scope) -> None:
-        """Works behind a proxy that passes the prefix on as well as behind one that takes it off."""
+    def _strip_prefix(self, scope: Scope) -> bool:
+        """Works behind a proxy that passes the prefix on as well as behind one that takes it off.
+
+        Returns whether the path was the prefix alone, without the slash that makes a directory of it.
+        """
         prefix = self._root_path
         path = scope["path"]
         if prefix and (path == prefix or path.startswith(prefix + "/")):
             scope["path"] = path[len(prefix) :] or "/"
+            raw: bytes = scope.get("raw_path") or b""
+            if raw.startswith(prefix.encode()):
+                scope["raw_path"] = raw[len(prefix) :] or b"/"
+        return bool(prefix) and path == prefix
+
+    def _with_slash(self, scope: Scope) -> Response:
+        """Relative links of the page at /gw/ would lead past the prefix from /gw."""
+        query = scope["query_string"].decode("latin-1")
+        return Response(
+            status_code=308, headers={"Location": f"{self._root_path}/{'?' if query else ''}{query}"}
+        )
 
     def _misdirected(self, scope: Scope, host: str) -> GatewayError | None:
         """A page that rebinds its name to this machine can choose every header but the Host that came."""
         if not self._loopback_only:
             return None
-        if loopback_host(host) and loopback_host(scope.get("state", {}).get("raw_host", "")):
+        if loopback_host(host) and loopback_host(scope["state"].get("raw_host", "")):
             return None
         return GatewayError("misdirected_request", "without keys the gateway answers to loopback names only")
 
@@ -73,6 +92,13 @@ class Guard:
         if path in _PROBES or on_ops_port == (is_ops and not renewal):
             return None
         return GatewayError("not_found", "this path is served on another port")
+
+
+def _malformed(scope: Scope) -> GatewayError | None:
+    """A request of HTTP/1.1 names its host once (RFC 9112, section 3.2): of two, a proxy may have read the other."""
+    if scope.get("http_version") != "1.1" or scope["state"].get("hosts", 1) == 1:
+        return None
+    return GatewayError("bad_request", "a request has one Host header")
 
 
 def _scheme(scope: Scope) -> str:

@@ -71,6 +71,20 @@ class Call:
         """The content type without parameters, lower case. Raises `unsupported_media_type` unless UTF-8."""
         return _media_type(self.headers.get(b"content-type", b""))
 
+    def query(self, *once: str, repeated: Sequence[str] = ()) -> Mapping[str, str]:
+        """The query's parameters by name; of one that may be repeated, the last.
+
+        Raises `bad_request` for one that is unknown here, which may have been meant to narrow the answer, and for one
+        of `once` that came twice. A ticket has done its part by now.
+        """
+        given = self.request.query_params
+        for name in given:
+            if name not in (*once, *repeated, "ticket"):
+                raise GatewayError("bad_request", f"the parameter {name[:200]} is unknown here")
+            if name in once and len(given.getlist(name)) > 1:
+                raise GatewayError("bad_request", f"{name} was given twice")
+        return given
+
     def limit(self, default: int, most: int) -> int:
         """The query's `limit`. Raises `bad_request` unless it is a whole number from 1 to `most`."""
         text = self.request.query_params.get("limit")
@@ -137,6 +151,12 @@ class Call:
         if type(value) is not dict:
             raise GatewayError("invalid_request", "the body must be a JSON object")
         return value
+
+
+def list_header(request: StarletteRequest, name: str) -> str | None:
+    """A header whose value is a list, its lines joined to one (RFC 9110, section 5.3); None where it did not come."""
+    lines = request.headers.getlist(name)
+    return ", ".join(lines) if lines else None
 
 
 @lru_cache(maxsize=64)

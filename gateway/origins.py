@@ -121,7 +121,7 @@ class ProxyHeaders(ProxyHeadersMiddleware):
 
     The forwarded host takes the place of the Host header. `scope["state"]["raw_host"]` is the one that
     really came: a page that has rebound its name can set X-Forwarded-Host itself, so a check that a host is
-    loopback looks at both.
+    loopback looks at both. `scope["state"]["hosts"]` counts the Host headers that came.
     """
 
     def __call__(self, scope: Any, receive: Any, send: Any) -> Any:
@@ -129,13 +129,14 @@ class ProxyHeaders(ProxyHeadersMiddleware):
         if scope["type"] == "lifespan":
             return self.app(scope, receive, send)
         headers: list[tuple[bytes, bytes]] = scope["headers"]
-        host, is_forwarded = b"", False
+        host, hosts, is_forwarded = b"", 0, False
         for name, value in headers:
             if name == b"host":
                 host = value
+                hosts += 1
             elif name[:12] == b"x-forwarded-":
                 is_forwarded = True
-        scope.setdefault("state", {})["raw_host"] = host.decode("latin-1")
+        scope.setdefault("state", {}).update(raw_host=host.decode("latin-1"), hosts=hosts)
         if not is_forwarded:
             return self.app(scope, receive, send)
         client = scope.get("client")

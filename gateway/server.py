@@ -87,6 +87,7 @@ def make_config(gateway: Gateway, settings: Settings) -> Config:
         gateway.dispatch,
         interface="asgi3",
         timeouts=Timeouts(head=settings.request_timeout, peer=peer * 2 / 3),
+        prefix=settings.root_path,
         loop="uvloop",
         lifespan="off",  # the log is open before the server starts, so that a failure has its own exit code
         log_config=None,

@@ -110,7 +110,7 @@ class Settings(BaseSettings):
     flush_ms: Annotated[float, Field(ge=0, le=1000)] = _setting(
         2, "least milliseconds between two writes to a channel; 0 = end of the loop's turn"
     )
-    drain_seconds: Annotated[float, Field(ge=0, le=3600)] = _setting(
+    drain_seconds: Annotated[float, BeforeValidator(_seconds), Field(ge=0, le=3600)] = _setting(
         10, "over how long a stopping gateway sends its clients away"
     )
     ops_port: Port | None = _setting(

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import jwt
 
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, invalid_token
 from gateway.principal import Principal, principal_of
 
 TICKET_TYPE: Final = "gateway-ticket+jwt"
@@ -69,30 +69,32 @@ class Tickets:
         now = self._now()
         bound = claims.get("for")
         if claims["exp"] <= now:
-            raise _refused("the ticket has expired", "unauthorized" if bound is None else "token_expired")
+            raise invalid_token(
+                "the ticket has expired", "unauthorized" if bound is None else "token_expired"
+            )
         if bound is None:
             # Remembered a little longer than it lives: no clock decides between the two.
             if not await use_once("ticket:" + claims["id"], claims["exp"] - now + 1):
-                raise _refused("the ticket was used already")
+                raise invalid_token("the ticket was used already")
         elif not hmac.compare_digest(bound, _fingerprint(_joined(path, without_ticket(query)))):
-            raise _refused("the ticket opens another path and query")
+            raise invalid_token("the ticket opens another path and query")
         try:
             return principal_of(claims["token"])
         except ValueError as error:  # a ticket for a gateway that was open then
-            raise _refused(f"the ticket was made without a token: {error}") from None
+            raise invalid_token(f"the ticket was made without a token: {error}") from None
 
     def _decode(self, ticket: str) -> dict[str, Any]:
         if len(ticket) > MAX_TICKET_BYTES or not ticket.isascii():
-            raise _refused("this is no ticket")
+            raise invalid_token("this is no ticket")
         try:
             # The times are checked by the caller, on its own clock.
             decoded = jwt.decode_complete(
                 ticket, self._key, algorithms=["HS256"], options={"verify_exp": False}
             )
         except jwt.PyJWTError:
-            raise _refused("this is no ticket") from None
+            raise invalid_token("this is no ticket") from None
         if decoded["header"].get("typ") != TICKET_TYPE:
-            raise _refused("this is no ticket")
+            raise invalid_token("this is no ticket")
         claims: dict[str, Any] = decoded["payload"]
         return claims
 
@@ -132,7 +134,3 @@ def _fingerprint(target: str) -> str:
 
 def _invalid(reason: str) -> GatewayError:
     return GatewayError("invalid_request", f"for {reason}")
-
-
-def _refused(reason: str, code: str = "unauthorized") -> GatewayError:
-    return GatewayError(code, reason)

@@ -18,6 +18,7 @@ class Wire(ABC):
     """The encoding of messages for one kind of connection. `sub` is a channel's id, `cursor` its place."""
 
     transport: ClassVar[str]  # the label of this transport in metrics
+    end: ClassVar[bytes] = b""  # what a stream ends with below its messages, before the connection does
 
     @abstractmethod
     def event(self, sub: str, cursor: str, entry: Entry) -> bytes:
@@ -135,6 +136,8 @@ def _id_field(cursor: str) -> bytes:
 
 class Chunks(Blocks):
     """Server-Sent Events in one chunk of HTTP/1.1 a write (RFC 9112, section 7.1), ready for the socket."""
+
+    end = b"0\r\n\r\n"
 
     def join(self, parts: list[bytes]) -> bytes:
         return chunk(b"".join(parts))

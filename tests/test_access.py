@@ -60,6 +60,48 @@ async def test_a_ticket_for_a_stream_opens_it_as_often_as_asked(app: InProcess) 
     assert await poll(app, f"{target}&ticket={ticket}") == 401
 
 
+@pytest.mark.parametrize("named", ["", "/gw"])
+@pytest.mark.parametrize("asked", ["", "/gw"])
+async def test_a_ticket_is_for_the_url_that_the_browser_uses(named: str, asked: str) -> None:
+    """With the proxy's prefix or without it, and whether the proxy takes it off or passes it on."""
+    async with in_process(root_path="/gw", jwt_secret=SECRET) as app:
+        ann = bearer(make_token(**ANN))
+        query = "since=earliest&wait=0&type=a"
+        response = await app.http.post("/gw/tickets", json={"for": f"{named}/events?{query}"}, headers=ann)
+        url = f"{asked}/events?{query}&ticket={response.json()['ticket']}"
+        assert (await app.http.get(url, headers={"accept": "application/json"})).status_code == 200
+        for other in ("/gwx/events", "/gw/gw/events", "/gw", "/gw/"):
+            refused = await app.http.post("/tickets", json={"for": other}, headers=ann)
+            assert refused.status_code == 422
+
+
+async def test_a_ticket_opens_lists_too(app: InProcess) -> None:
+    """Whose own parameters are all that they take otherwise."""
+    for path in ("/orders?limit=1&", "/orders?"):
+        ticket = (await app.http.post("/tickets", headers=bearer(make_token(**ANN)))).json()["ticket"]
+        assert (await app.http.get(f"{path}ticket={ticket}")).status_code == 200
+
+
+async def test_a_refused_ticket_comes_with_its_challenge(app: InProcess) -> None:
+    """RFC 9110, section 15.5.2, whatever was wrong with it; and on every call."""
+    used = (await app.http.post("/tickets", headers=bearer(make_token(**ANN)))).json()["ticket"]
+    assert await poll(app, f"wait=0&ticket={used}") == 200
+    for ticket in (used, "nonsense", "", "ü"):
+        for path in ("/events", "/orders"):
+            response = await app.http.get(path, params={"ticket": ticket})
+            assert response.status_code == 401
+            assert response.headers["www-authenticate"] == 'Bearer error="invalid_token"'
+
+
+async def test_a_call_without_members_says_so(app: InProcess) -> None:
+    """Of a body that it does not take: it names no empty list of what is known."""
+    response = await app.http.post(
+        "/connections/x/token", json={"token": "x"}, headers=bearer(make_token(**ANN))
+    )
+    assert response.status_code == 422
+    assert response.json()["detail"] == "token: is unknown here: this call takes no members"
+
+
 @pytest.mark.parametrize(
     "body",
     [

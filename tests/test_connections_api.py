@@ -125,11 +125,21 @@ async def test_a_page_has_so_many_bytes_at_most(app: InProcess, monkeypatch: pyt
     assert found == ids
 
 
-@pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=-1", "limit=x", "limit=", "limit=²"])
+@pytest.mark.parametrize(
+    "query", ["limit=0", "limit=1001", "limit=-1", "limit=x", "limit=", "limit=²", "limit=1&limit=2"]
+)
 async def test_a_bad_limit_is_400(app: InProcess, query: str) -> None:
-    """From 1 to 1000."""
+    """From 1 to 1000, and given once."""
     response = await app.http.get(f"/connections?{query}")
     assert (response.status_code, response.json()["code"]) == (400, "bad_request")
+
+
+@pytest.mark.parametrize("query", ["transport=sse", "after=a&after=b", "Limit=1"])
+async def test_an_unknown_or_repeated_parameter_is_400(app: InProcess, query: str) -> None:
+    """It is named: it may have been meant to narrow the list."""
+    response = await app.http.get(f"/connections?{query}")
+    assert (response.status_code, response.json()["code"]) == (400, "bad_request")
+    assert query.partition("=")[0] in response.json()["detail"]
 
 
 def part(*ids: str, more: bool) -> Any:

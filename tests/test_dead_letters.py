@@ -106,6 +106,15 @@ async def test_a_limit_is_a_number(app: InProcess, limit: str) -> None:
     check_problem(await app.http.get(f"/dead-letters?limit={limit}"), 400, "bad_request")
 
 
+@pytest.mark.parametrize(
+    "query", ["orgin=redis:a", "origin=a&origin=b", "limit=1&limit=2", "after=a&after=b"]
+)
+async def test_an_unknown_or_repeated_parameter_of_the_list_is_400(app: InProcess, query: str) -> None:
+    """It is named: it may have been meant to narrow the list."""
+    problem = check_problem(await app.http.get(f"/dead-letters?{query}"), 400, "bad_request")
+    assert query.partition("=")[0] in problem["detail"]
+
+
 async def test_any_id_can_be_named(app: InProcess) -> None:
     """Percent-encoded, slashes too."""
     await bury(app, letter("redis:a/b c?ä"))

@@ -198,6 +198,20 @@ async def test_the_docs_are_under_the_prefix() -> None:
             assert check_problem(await app.http.get(path))["type"] == "/gw/docs#not_found"
 
 
+async def test_a_path_for_websockets_asks_for_the_upgrade(app: InProcess) -> None:
+    """426 names the protocol to change to, in a header that belongs to the connection (RFC 9110, section 15.5.22)."""
+    response = await app.http.get("/ws")
+    assert response.status_code == 426
+    assert (response.headers["upgrade"], response.headers["connection"]) == ("websocket", "Upgrade")
+    assert "handshake" in check_problem(response)["detail"]
+
+
+def test_titles_fit_every_use_of_their_code() -> None:
+    """An origin is refused without a token, and a request that wants an upgrade is well formed."""
+    assert "token" not in KINDS["forbidden"].title
+    assert "malformed" not in KINDS["bad_request"].title
+
+
 async def test_head_is_get_without_its_body(app: InProcess) -> None:
     """Same status and headers; a server cuts the body off."""
     await app.publish({"type": "order.x", "subject": "o-1", "data": {}})

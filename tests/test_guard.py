@@ -75,10 +75,40 @@ async def test_a_forwarded_host_does_not_help(app: InProcess, host: str, forward
 
 
 async def test_with_keys_every_name_is_served() -> None:
-    """Tokens say who may do what; so does --insecure-open that nobody must."""
-    for options in ({"jwt_secret": SECRET}, {"insecure_open": True}):
+    """Tokens say who may do what; so does --insecure-open on an outer address that nobody must."""
+    for options in ({"jwt_secret": SECRET}, {"insecure_open": True, "host": "0.0.0.0"}):
         async with in_process(**options) as app:
             assert (await app.http.get("/livez", headers={"host": "gateway.example"})).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+async def test_insecure_open_changes_nothing_on_loopback(host: str) -> None:
+    """It is for other addresses; here a page that has rebound its name would be let in without a warning."""
+    async with in_process(insecure_open=True, host=host) as app:
+        assert (await app.http.get("/livez", headers={"host": "evil.example"})).status_code == 421
+        assert (await app.http.get("/livez")).status_code == 200
+
+
+@pytest.mark.parametrize("options", [{"jwt_secret": SECRET}, {}], ids=["keys", "open"])
+async def test_a_request_names_its_host_once(options: dict[str, Any]) -> None:
+    """RFC 9112, section 3.2: two or none are 400 in HTTP/1.1, forwarded or not; HTTP/1.0 may leave it out."""
+    one = (b"host", b"localhost")
+    forwarded = (b"x-forwarded-host", b"localhost")
+    async with in_process(**options) as app:
+        for headers, version, status in (
+            ([one, one], "1.1", 400),
+            ([], "1.1", 400),
+            ([one, one, forwarded], "1.1", 400),
+            ([forwarded], "1.1", 400),
+            ([one], "1.1", 200),
+            ([], "2", 200 if options else 421),
+            ([], "1.0", 200 if options else 421),
+        ):
+            exchange = Exchange(app.gateway, "/livez")
+            exchange.scope |= {"headers": headers, "http_version": version}
+            async with exchange:
+                await exchange.done()
+            assert exchange.status == status, (headers, version)
 
 
 async def test_a_websocket_is_misdirected_too(app: InProcess) -> None:
@@ -102,7 +132,19 @@ async def test_behind_a_prefix(prefix: str) -> None:
         poll = await app.http.get(f"{prefix}/events?since=earliest", headers={"accept": "application/json"})
         assert len(poll.json()["events"]) == 1
         assert (await app.http.get("/gwx/livez")).status_code == 404
-        assert (await app.http.get("/gw")).status_code == 200
+
+
+async def test_the_bare_prefix_leads_to_the_page() -> None:
+    """To the slash after it, without which the page's relative links would lead past the prefix."""
+    async with in_process(root_path="/gw") as app:
+        for method in ("GET", "HEAD"):
+            for query in ("", "?a=1&b=%20"):
+                response = await app.http.request(method, f"/gw{query}")
+                assert (response.status_code, response.headers["location"]) == (308, f"/gw/{query}")
+        assert (await app.http.post("/gw")).status_code == 405
+        assert (
+            (await app.http.get("/gw", follow_redirects=True)).headers["content-type"].startswith("text/html")
+        )
 
 
 # The port for operations

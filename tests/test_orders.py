@@ -4,12 +4,13 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
 
 from gateway.event import is_rfc3339
-from tests.support.app import InProcess, in_process
+from tests.support.app import Exchange, InProcess, in_process
 from tests.support.tokens import SECRET, bearer, make_token, may_see
 
 ITEMS = [{"sku": "a", "count": 2}]
@@ -122,6 +123,41 @@ async def test_what_is_no_request_at_all(
         assert response.headers["content-type"] == "application/problem+json"
 
 
+# Any subject is an order's id
+
+
+@pytest.mark.parametrize("subject", ["ext 1/ü", "a/status", "/", "a%2Fb", "o-1/", "..", "?#", "status"])
+@pytest.mark.parametrize("prefix", ["", "/gw"])
+async def test_an_order_of_any_subject_is_found(subject: str, prefix: str) -> None:
+    """Percent-encoded, its slashes as well, it is one segment of the path; behind a proxy's prefix too."""
+    path = f"{prefix}/orders/{quote(subject, safe='').replace('.', '%2E')}"
+    async with in_process(root_path="/gw") as app:
+        await app.publish({"type": "order.x", "subject": subject, "data": {"orderId": subject, "n": 1}})
+        assert (await app.http.get(path)).json() == {"orderId": subject, "n": 1}
+        response = await app.http.patch(f"{path}/status", json={"status": "paid"})
+        assert (response.status_code, response.json()["orderId"]) == (200, subject)
+        assert (await app.http.get(path)).json()["status"] == "paid"
+        assert (await app.http.get(f"{path}/status")).headers["allow"] == "PATCH"
+
+
+async def test_a_bare_slash_in_an_id_is_another_path(app: InProcess) -> None:
+    """So `status` at the end is never an order's name and a call at once."""
+    await app.publish({"type": "order.x", "subject": "a/b", "data": {}})
+    for path in ("/orders/a/b", "/orders/a/b/status", "/orders//status", "/orders/"):
+        for method in ("GET", "PATCH"):
+            assert (await app.http.request(method, path, json={"status": "paid"})).status_code == 404
+
+
+async def test_a_server_that_tells_only_the_decoded_path(app: InProcess) -> None:
+    """ASGI lets it: then all but ids with a slash are found."""
+    await app.publish({"type": "order.x", "subject": "ü 1", "data": {"n": 1}})
+    exchange = Exchange(app.gateway, "/orders/x")
+    exchange.scope |= {"path": "/orders/ü 1", "raw_path": None}
+    async with exchange:
+        await exchange.done()
+    assert (exchange.status, exchange.text) == (200, '{"n":1}')
+
+
 # Changing one
 
 
@@ -188,6 +224,10 @@ async def test_if_match(app: InProcess) -> None:
     assert len(await events(app)) == 2
     assert (await patch(app, order_id, "b", if_match=f'"other", {current}')).status_code == 200
     assert (await patch(app, order_id, "c", if_match="*")).status_code == 200
+    current = (await app.http.get(f"/orders/{order_id}")).headers["etag"]
+    lines = [("if-match", '"other"'), ("if-match", current)]
+    response = await app.http.patch(f"/orders/{order_id}/status", json={"status": "d"}, headers=lines)
+    assert response.status_code == 200
 
 
 async def test_of_concurrent_changes_none_is_lost(app: InProcess) -> None:
@@ -246,10 +286,13 @@ async def test_an_unchanged_order_is_304(app: InProcess) -> None:
     """For a client that has that very state, weak or not."""
     order_id = await create(app)
     tag = (await app.http.get(f"/orders/{order_id}")).headers["etag"]
-    for asked in (tag, f"W/{tag}", f'"x", {tag}'):
+    for asked in (tag, f"W/{tag}", f'"x", {tag}', "*"):
         response = await app.http.get(f"/orders/{order_id}", headers={"if-none-match": asked})
         assert (response.status_code, response.content, response.headers["etag"]) == (304, b"", tag)
     assert (await app.http.get(f"/orders/{order_id}", headers={"if-none-match": '"x"'})).status_code == 200
+    lines = [("if-none-match", '"x"'), ("if-none-match", tag)]
+    assert (await app.http.get(f"/orders/{order_id}", headers=lines)).status_code == 304
+    assert (await app.http.get("/orders/nobody", headers={"if-none-match": "*"})).status_code == 404
 
 
 # All orders
@@ -300,6 +343,38 @@ async def test_orders_are_listed_by_status(app: InProcess) -> None:
     assert [order["n"] for order in (await pages(app, "status=paid"))[0]] == [1]
     assert [order["n"] for order in (await pages(app, "status=open"))[0]] == [3, 0]
     assert await pages(app, "status=unknown") == [[]]
+
+
+async def test_several_statuses_are_any_of_them(app: InProcess) -> None:
+    """As a parameter of a filter that is repeated; an empty one is none."""
+    await fill(app, 4)
+    await patch(app, "o-1", "paid")
+    await patch(app, "o-2", "shipped")
+    assert [order["n"] for order in (await pages(app, "status=paid&status=shipped"))[0]] == [2, 1]
+    assert len((await pages(app, "status="))[0]) == 4
+
+
+@pytest.mark.parametrize("query", ["stauts=paid", "limit=1&limit=2", "after=a&after=b", "type=x", "=", "a"])
+async def test_what_would_be_left_out_of_account_is_400(app: InProcess, query: str) -> None:
+    """It may have been meant to narrow the list; the parameter is named."""
+    response = await app.http.get(f"/orders?{query}")
+    assert (response.status_code, response.json()["code"]) == (400, "bad_request")
+    assert query.partition("=")[0] in response.json()["detail"]
+
+
+async def test_an_event_without_an_object_is_no_order(app: InProcess) -> None:
+    """Whatever its type: it tells no state, and the one before it is over. A full page is not shortened by it."""
+    none: list[Any] = [None, 5, "a", [{}]]
+    await fill(app, 3)
+    await app.publish(
+        {"type": "order.updated", "subject": "o-none"},
+        *({"type": "order.x", "subject": f"x-{number}", "data": data} for number, data in enumerate(none)),
+        {"type": "order.updated", "subject": "o-1", "data": 7},
+    )
+    for subject in ("o-none", "x-0", "x-1", "x-2", "x-3", "o-1"):
+        assert (await app.http.get(f"/orders/{subject}")).status_code == 404
+        assert (await patch(app, subject, "paid")).status_code == 404
+    assert [[order["n"] for order in page] for page in await pages(app, "limit=2")] == [[2, 0]]
 
 
 @pytest.mark.parametrize("count", [0, 1, 99, 100, 101, 250])
@@ -359,7 +434,7 @@ async def test_deep_orders_are_listed(app: InProcess) -> None:
     depth = 0
     while True:
         response = await app.http.post(
-            "/events", json={"type": "order.x", "subject": f"o-{depth}", "data": deep}
+            "/events", json={"type": "order.x", "subject": f"o-{depth}", "data": {"a": deep}}
         )
         if response.status_code != 202:
             break

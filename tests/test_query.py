@@ -10,6 +10,7 @@ from gateway.filters import parse_filter
 from gateway.since import AfterCursor, FromTime
 from gateway.transports.events import wants_poll
 from gateway.transports.query import Query, parse_events_query
+from tests.support.app import Exchange, in_process
 
 CURSORS = Cursors()
 AT = AfterCursor("k3x.5", Place("k3x", 5))
@@ -94,6 +95,14 @@ def test_a_time_with_an_unescaped_plus_is_understood() -> None:
         ("limit=%D9%A1", "bad_request"),
         ("wait=soon", "bad_request"),
         ("wait=-1", "bad_request"),
+        ("wait=", "bad_request"),
+        ("wait=nan", "bad_request"),
+        ("wait=inf", "bad_request"),
+        ("wait=1e1", "bad_request"),
+        ("wait=1.", "bad_request"),
+        ("wait=.5", "bad_request"),
+        ("wait=1_0", "bad_request"),
+        ("wait=%D9%A1", "bad_request"),
         ("subject=%FF", "bad_request"),
         ("&".join("type=a" for _ in range(300)), "bad_request"),
         ("filter={", "bad_filter"),
@@ -113,6 +122,15 @@ def test_limits_are_cut_to_the_largest() -> None:
     """At most 1,000 entries and 60 seconds."""
     asked = query("limit=99999999999999999999&wait=99999999999999999999")
     assert (asked.limit, asked.wait) == (1000, 60)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("0.1", 0.1), ("0", 0), ("59.999", 59.999), ("60.5", 60), ("007.50", 7.5), ("9" * 400 + ".5", 60)],
+)
+def test_a_wait_may_be_part_of_a_second(text: str, seconds: float) -> None:
+    """A number from 0 to 60, in plain decimal digits."""
+    assert query(f"wait={text}").wait == seconds
 
 
 @pytest.mark.parametrize(
@@ -139,6 +157,18 @@ def test_limits_are_cut_to_the_largest() -> None:
 def test_the_accept_header_chooses(accept: str | None, polls: bool) -> None:
     """Long poll is what names JSON and not the stream; everything else that admits it is a stream."""
     assert wants_poll(accept) is polls
+
+
+async def test_accept_headers_on_several_lines_are_one() -> None:
+    """RFC 9110, section 5.3: which of them names JSON is of no account."""
+    lines = [(b"accept", b"text/html"), (b"accept", b"application/json")]
+    async with in_process() as app:
+        for accept in (lines, lines[::-1]):
+            exchange = Exchange(app.gateway, "/events", query="since=earliest&wait=0")
+            exchange.scope["headers"] += accept
+            async with exchange:
+                await exchange.done()
+            assert (exchange.status, exchange.headers["content-type"]) == (200, "application/json")
 
 
 @pytest.mark.parametrize(

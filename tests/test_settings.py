@@ -94,6 +94,12 @@ def test_a_time_has_a_unit_or_is_seconds(text: str, seconds: float) -> None:
     assert load(retention_age=text).retention_age == seconds
 
 
+@pytest.mark.parametrize(("text", "seconds"), [("10", 10), ("0", 0), ("2.5", 2.5), ("10s", 10), ("1m", 60)])
+def test_a_drain_takes_a_time_too(text: str, seconds: float) -> None:
+    """Though its name says seconds; it may take none at all."""
+    assert load(drain_seconds=text).drain_seconds == seconds
+
+
 def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """As compose files write it; above all an empty secret is no secret."""
     for name in ("GATEWAY_PORT", "GATEWAY_JWT_SECRET", "GATEWAY_OPS_PORT", "GATEWAY_RETENTION_AGE"):
@@ -128,7 +134,10 @@ def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> N
         ({"retention_age": "-1d"}, "RETENTION_AGE", "7d"),
         ({"flush_ms": "nan"}, "FLUSH_MS", "0"),
         ({"flush_ms": "-1"}, "FLUSH_MS", "0"),
-        ({"drain_seconds": "inf"}, "DRAIN_SECONDS", "3600"),
+        ({"drain_seconds": "3601"}, "DRAIN_SECONDS", "3600"),
+        ({"drain_seconds": "2h"}, "DRAIN_SECONDS", "3600"),
+        ({"drain_seconds": "inf"}, "DRAIN_SECONDS", "45s"),
+        ({"drain_seconds": "-1"}, "DRAIN_SECONDS", "45s"),
         ({"message_rate": "0"}, "MESSAGE_RATE", "0"),
         ({"publish_rate": "inf"}, "PUBLISH_RATE", "less"),
         ({"index": "customerId"}, "INDEX", "payload path"),

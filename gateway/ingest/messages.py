@@ -78,10 +78,13 @@ def _bare(channel: str, data: Any) -> dict[str, Any]:
 
 
 def _subject(data: dict[str, Any]) -> str | None:
-    found = data["orderId"] if "orderId" in data else data.get("id")
-    if type(found) is str and found:
-        return found
-    return json.dumps(found) if type(found) in (int, float) else None
+    """`orderId`, else `id`: the first that is a text or a number. Where an order's id is left empty, it has none."""
+    for found in (data.get("orderId"), data.get("id")):
+        if type(found) is str and found:
+            return found
+        if type(found) in (int, float):
+            return json.dumps(found)
+    return None
 
 
 def _event(intake: Intake, message: Message, channel: str, value: Any, index: int | None) -> Event:

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from gateway.errors import GatewayError, Problem, pointer
 from gateway.event import Event, make_event
 from gateway.filters import Filter, parse_filter
-from gateway.http import Call, JsonResponse, limit_rate
+from gateway.http import Call, JsonResponse, limit_rate, list_header
 from gateway.idempotency import Perform, Slip, idempotent, json_reply
 from gateway.jsontext import parse
 from gateway.log import ConflictError, Entry, Expect, Lookup, Reply
@@ -126,10 +126,10 @@ update = idempotent(_prepare_update)
 async def _update(call: Call, status: str, slip: Slip) -> Reply:
     order_id = call.param("order_id")
     entry = await call.log.order(order_id)
-    if entry is None or type(entry.body.get("data")) is not dict:
+    order = _order_of(entry)
+    if entry is None or order is None:
         raise GatewayError("not_found", f"there is no order {order_id}")
     _check_match(call, etag_of(entry.body))
-    order = entry.body["data"]
     message = {"message": "Order status updated", "orderId": order_id, "status": status}
     if order.get("status") == status:
         return json_reply(200, message, ETag=etag_of(entry.body))
@@ -149,7 +149,7 @@ async def _update(call: Call, status: str, slip: Slip) -> Reply:
 
 def _check_match(call: Call, etag: str) -> None:
     """RFC 9110, section 13.1.1: strong comparison."""
-    wanted = call.request.headers.get("if-match")
+    wanted = list_header(call.request, "if-match")
     if (
         wanted is not None
         and wanted.strip() != "*"
@@ -165,20 +165,31 @@ async def show(call: Call) -> Response:
     entry = await call.log.order(call.param("order_id"))
     if call.principal.subscribe is None and not call.principal.open:
         raise GatewayError("forbidden", "the token may not see orders")
-    if entry is None or not call.principal.may_see(entry.body):
+    order = _order_of(entry)
+    if entry is None or order is None or not call.principal.may_see(entry.body):
         raise GatewayError("not_found", f"there is no order {call.param('order_id')}")
     etag = etag_of(entry.body)
-    asked = call.request.headers.get("if-none-match", "")
-    if etag in (each.strip().removeprefix("W/") for each in asked.split(",")):
+    if _is_known(call, etag):
         return Response(status_code=304, headers={"ETag": etag})
-    return JsonResponse(entry.body.get("data"), headers={"ETag": etag})
+    return JsonResponse(order, headers={"ETag": etag})
+
+
+def _order_of(entry: Entry | None) -> dict[str, Any] | None:
+    """The order that its latest event tells; None where that has no object as data, and so tells none."""
+    order = entry.body.get("data") if entry is not None else None
+    return order if type(order) is dict else None
+
+
+def _is_known(call: Call, etag: str) -> bool:
+    """RFC 9110, section 13.1.2: weak comparison; `*` is any state of what there is."""
+    asked = list_header(call.request, "if-none-match") or ""
+    return asked.strip() == "*" or etag in (each.strip().removeprefix("W/") for each in asked.split(","))
 
 
 async def index(call: Call) -> Response:
-    query = call.request.query_params
+    query = call.query("limit", "after", repeated=("status",))
     limit = call.limit(_DEFAULT_LIMIT, _MAX_LIMIT)
-    wanted = parse_filter({"exact": {"data.status": query["status"]}}) if query.get("status") else None
-    filter_ = call.principal.restrict(wanted)
+    filter_ = call.principal.restrict(_of_status(call))
     before = _after(call, query.get("after"))
     orders: list[Any] = []
     scanned = 0
@@ -186,9 +197,10 @@ async def index(call: Call) -> Response:
         page = await _newest(call, filter_, before)
         for entry in page:
             before = entry.offset - 1
-            if filter_ is None or filter_.matches(entry.body):
+            order = _order_of(entry)
+            if order is not None and (filter_ is None or filter_.matches(entry.body)):
                 # As text: an order may be nested as deeply as orjson writes, and stands deeper here.
-                orders.append(orjson.Fragment(orjson.dumps(entry.body.get("data"))))
+                orders.append(orjson.Fragment(orjson.dumps(order)))
                 if len(orders) == limit:
                     break
         scanned += len(page)
@@ -197,6 +209,12 @@ async def index(call: Call) -> Response:
     more = await _newest(call, filter_, before, limit=1)
     cursor = call.node.cursors.encode(call.log.epoch, before) if more else None
     return JsonResponse({"orders": orders, "next": cursor})
+
+
+def _of_status(call: Call) -> Filter | None:
+    """The orders that have any of the statuses that were named. Raises `bad_filter` for too many."""
+    statuses = [each for each in call.request.query_params.getlist("status") if each]
+    return parse_filter({"in": {"data.status": statuses}}) if statuses else None
 
 
 async def _newest(call: Call, filter_: Filter | None, before: int, limit: int = _PAGE) -> Sequence[Entry]:

@@ -16,11 +16,15 @@ from gateway.protocols.websocket import WebSocketProtocol
 
 
 class Config(uvicorn.Config):
-    """uvicorn's configuration with the gateway's protocols and their timeouts."""
+    """uvicorn's configuration with the gateway's protocols, their timeouts, and the prefix of links in their answers.
 
-    def __init__(self, app: Any, *, timeouts: Timeouts, **options: Any) -> None:
+    The prefix is not uvicorn's `root_path`, which would change the paths that the application sees.
+    """
+
+    def __init__(self, app: Any, *, timeouts: Timeouts, prefix: str = "", **options: Any) -> None:
         super().__init__(app, http=HttpProtocol, ws=WebSocketProtocol, **options)
         self.timeouts = timeouts
+        self.prefix = prefix
 
 
 __all__ = [

@@ -41,6 +41,12 @@ def timeouts_of(config: object) -> Timeouts:
     return timeouts
 
 
+def prefix_of(config: object) -> str:
+    """The prefix under which a proxy serves the gateway, of the same `Config`."""
+    prefix: str = cast("Any", config).prefix
+    return prefix
+
+
 def tune(transport: asyncio.Transport, peer_timeout: float) -> None:
     transport.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
     sock = transport.get_extra_info("socket")
@@ -90,9 +96,9 @@ def _acknowledged(sock: socket.socket) -> int | None:
     return struct.unpack_from("=Q", info, _BYTES_ACKED)[0] if len(info) == _TCP_INFO_BYTES else None
 
 
-def plain_response(error: GatewayError) -> bytes:
-    """An answer below ASGI, for a request that never became one."""
-    body = orjson.dumps(error.problem())
+def plain_response(error: GatewayError, prefix: str) -> bytes:
+    """An answer below ASGI, for a request that never became one. `prefix` is a proxy's, or empty."""
+    body = orjson.dumps(error.problem(f"{prefix}/docs"))
     return (
         f"HTTP/1.1 {error.status} {error.kind.title}\r\n"
         "content-type: application/problem+json\r\n"

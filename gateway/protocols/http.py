@@ -25,6 +25,7 @@ from gateway.protocols._ending import (
     Ending,
     discard,
     plain_response,
+    prefix_of,
     quiet_logger,
     timeouts_of,
     tune,
@@ -79,7 +80,7 @@ class _HeadHolder:
 
 
 class HttpProtocol(Ending, HttpToolsProtocol):
-    """uvicorn's HTTP protocol, and `connection.Socket` over it for a stream in chunks."""
+    """uvicorn's HTTP protocol, and `connection.Socket` over it for a stream."""
 
     connection: Connection | None = None
 
@@ -114,6 +115,11 @@ class HttpProtocol(Ending, HttpToolsProtocol):
         cycle.message_event = cast("asyncio.Event", Gate(is_open=cycle.message_event.is_set()))
         self.flow._is_writable_event = cast("asyncio.Event", Gate(is_open=not self.flow.write_paused))  # noqa: SLF001
         self.__dict__ = self.__dict__.copy()
+
+    def end_by_close(self) -> None:
+        """The answer that begins now is not in chunks: its end is that of the connection (RFC 9112, section 6.3)."""
+        cycle = self._running or self.cycle
+        cycle.chunked_encoding = False
 
     @property
     def body_complete(self) -> bool:
@@ -153,7 +159,8 @@ class HttpProtocol(Ending, HttpToolsProtocol):
 
     def close(self, code: int, reason: str) -> None:  # noqa: ARG002 - what it says stands in the stream
         if not self.transport.is_closing():
-            self.transport.write(b"0\r\n\r\n")
+            assert self.connection is not None
+            self.transport.write(self.connection.wire.end)
             self.transport.close()
             self._abort_soon()
 
@@ -218,7 +225,7 @@ class HttpProtocol(Ending, HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if not self.pipeline and (self._idle or not self.cycle.response_started):
-            self.transport.write(plain_response(error))
+            self.transport.write(plain_response(error, prefix_of(self.config)))
         self.transport.close()
         self._abort_soon()
 

@@ -17,6 +17,7 @@ from gateway.protocols._ending import (
     Ending,
     discard,
     plain_response,
+    prefix_of,
     quiet_logger,
     timeouts_of,
     tune,
@@ -90,7 +91,8 @@ class WebSocketProtocol(Ending, WebSocketsSansIOProtocol):
 
     def _refuse(self, reason: str) -> None:
         if not self.transport.is_closing():
-            self.transport.write(plain_response(GatewayError("bad_request", reason)))
+            error = GatewayError("bad_request", reason)
+            self.transport.write(plain_response(error, prefix_of(self.config)))
             self.transport.close()
 
     # WebSocketsSansIOProtocol

@@ -5,7 +5,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.auth import unauthenticated
 from gateway.errors import GatewayError
-from gateway.http import Call, identify, problem_response, unavailable
+from gateway.http import Call, identify, list_header, problem_response, unavailable
 from gateway.log import LogUnavailableError
 from gateway.node import Node
 from gateway.transports import longpoll, sse
@@ -48,7 +48,7 @@ async def _prepare(request: Request, node: Node) -> ASGIApp:
         principal = await identify(node, request.scope)
         if principal is None:
             raise unauthenticated()
-        polls = wants_poll(request.headers.get("accept"))
+        polls = wants_poll(list_header(request, "accept"))
         last_event_id = request.headers.get("last-event-id")
         query = parse_events_query(request.scope["query_string"], last_event_id, node.cursors)
         call = Call.of(node, request, principal)

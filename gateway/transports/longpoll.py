@@ -10,7 +10,7 @@ import orjson
 from starlette.responses import Response
 
 from gateway.connections import Poll
-from gateway.errors import GatewayError
+from gateway.errors import invalid_token
 from gateway.http import Call, JsonResponse
 from gateway.hub import Channel
 from gateway.reader import PAGE, Reader, Told
@@ -70,7 +70,7 @@ async def poll(call: Call, query: Query) -> Response:
         try:
             answer = await _Poll(call, query, channel, running).answer()
             if running.revoked:
-                raise GatewayError("unauthorized", "the token was revoked")
+                raise invalid_token("the token was revoked")
             return JsonResponse(answer, headers={"Cache-Control": "no-store"})
         finally:
             node.hub.release(channel)

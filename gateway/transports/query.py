@@ -1,5 +1,6 @@
 """The query of `GET /events`: the options and the filter, the same for a stream and for long poll."""
 
+import re
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import parse_qsl
@@ -12,6 +13,7 @@ from gateway.since import Since, parse_last_event_id, parse_since
 OPTIONS: Final = ("since", "deliver", "leave", "filter", "lastEventId", "limit", "wait", "ticket")
 DEFAULT_LIMIT, MAX_LIMIT = 100, 1000
 DEFAULT_WAIT, MAX_WAIT = 30.0, 60.0  # seconds
+_SECONDS = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +49,8 @@ def parse_events_query(query: bytes, last_event_id: str | None, cursors: Cursors
         since,
         _word(options, "deliver", ("all", "latest")) == "latest",
         _word(options, "leave", ("false", "true")) == "true",
-        int(_number(options, "limit", DEFAULT_LIMIT, 1, MAX_LIMIT)),
-        _number(options, "wait", DEFAULT_WAIT, 0, MAX_WAIT),
+        _limit(options),
+        _wait(options),
     )
 
 
@@ -69,10 +71,16 @@ def _word(options: dict[str, str], name: str, words: tuple[str, str]) -> str:
     return value
 
 
-def _number(options: dict[str, str], name: str, default: float, least: float, most: float) -> float:
-    text = options.get(name)
-    if text is None:
-        return default
-    if not (text.isascii() and text.isdecimal()) or int(text[:9]) < least:
-        raise GatewayError("bad_request", f"{name} is a number from {least:g} to {most:g}")
-    return min(int(text[:9]), most)
+def _limit(options: dict[str, str]) -> int:
+    text = options.get("limit", str(DEFAULT_LIMIT))
+    if not (text.isascii() and text.isdecimal()) or int(text[:9]) < 1:
+        raise GatewayError("bad_request", f"limit is a number from 1 to {MAX_LIMIT}")
+    return min(int(text[:9]), MAX_LIMIT)
+
+
+def _wait(options: dict[str, str]) -> float:
+    """Seconds."""
+    text = options.get("wait", str(DEFAULT_WAIT))
+    if _SECONDS.fullmatch(text) is None:
+        raise GatewayError("bad_request", f"wait is a number of seconds from 0 to {MAX_WAIT:g}")
+    return min(float(text), MAX_WAIT)

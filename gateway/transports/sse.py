@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway.connection import Connection, Socket
+from gateway.connection import Connection
 from gateway.connections import retry_ms
 from gateway.errors import GatewayError
 from gateway.http import Call
@@ -39,10 +39,20 @@ def stream(call: Call, query: Query) -> ASGIApp:
         del head.headers["content-length"]  # GET has none either (RFC 9110, section 8.6)
         return head
     channel = node.hub.open(filter_, latest=query.latest, leave=query.leave)
-    socket: Socket | None = scope.get("extensions", {}).get(EXTENSION)
-    if socket is not None:
-        return _Fast(node, Connection(node.streams, socket, _CHUNKS, call.principal), query.since, channel)
+    if EXTENSION in scope.get("extensions", {}):
+        return _Fast(node, _fast_connection(call), query.since, channel)
     return _portable(call, query.since, channel)
+
+
+def _fast_connection(call: Call) -> Connection:
+    scope = call.request.scope
+    socket = scope["extensions"][EXTENSION]
+    # "A server MUST NOT send a response containing Transfer-Encoding unless the corresponding request
+    # indicates HTTP/1.1 (or later minor revisions)" (RFC 9112, section 6.1). nginx asks by HTTP/1.0 unless told not to.
+    if scope["http_version"] == "1.1":
+        return Connection(call.node.streams, socket, _CHUNKS, call.principal)
+    socket.end_by_close()
+    return Connection(call.node.streams, socket, _BLOCKS, call.principal)
 
 
 @dataclass(slots=True)

@@ -32,6 +32,7 @@ from tests.support.sockets import (
     Peer,
     StreamPeer,
     WebSocketPeer,
+    ask,
     crowd,
     frame,
     request,
@@ -265,6 +266,46 @@ def test_a_client_that_stops_reading_over_tls_is_ended(certificate: tuple[Path, 
             publisher.close()
             eventually_equal(lambda: (served.connections, len(node.connections)), ([], 0))
             client.socket.close()
+
+
+# Answers below the application
+
+
+def test_a_refusal_below_the_application_leads_to_the_docs_behind_the_prefix() -> None:
+    """As all others do: a malformed request, a head that is too large, one that does not end."""
+    requests = [b"nonsense\r\n\r\n", request("GET", "/livez", x="a" * 100_000), b"GET /livez HTTP/1.1\r\n"]
+    with serving_gateway(root_path="/gw", request_timeout="1s") as (served, _):
+        answers = [ask(served.port, data) for data in requests]
+    told = [(answer.status, answer.json()["type"]) for answer in answers]
+    assert told == [
+        (400, "/gw/docs#bad_request"),
+        (431, "/gw/docs#headers_too_large"),
+        (408, "/gw/docs#request_timeout"),
+    ]
+
+
+# A client of HTTP/1.0
+
+
+def test_a_stream_for_http_1_0_has_no_chunks_and_ends_with_the_connection() -> None:
+    """As for nginx, which asks so unless told not to; beside it HTTP/1.1 has the same events in chunks."""
+    body = b'{"type":"a","id":"1"}'
+    with serving_gateway() as (served, node), Peer(served.port) as old, StreamPeer(served.port) as new:
+        old.send(b"GET /events HTTP/1.0\r\nhost: localhost\r\naccept: text/event-stream\r\n\r\n")
+        status, headers = old.read_head()
+        assert (status, headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+        assert headers["connection"] == "close"
+        assert not headers.keys() & {"transfer-encoding", "content-length"}
+        assert old.read_until(b"\n\n").startswith(b"retry: ")
+        assert new.read_block()["id"] == f"{node.log.epoch}.0"
+        ask(served.port, request("POST", "/events", body, content_type="application/json"))
+        assert old.read_until(b"\n\n").startswith(f"id: {node.log.epoch}.1\ndata: {{".encode())
+        assert new.read_block()["id"] == f"{node.log.epoch}.1"
+        served.stop()
+        farewell = old.read_to_end()
+    assert farewell.startswith(b"retry: ")
+    assert b"event: close" in farewell
+    assert farewell.endswith(b"}\n\n")
 
 
 # Answers in one write
