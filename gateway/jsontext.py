@@ -4,6 +4,8 @@ A number arrives as it was sent or is refused, and a lone surrogate is told apar
 text that is no JSON at all. What comes out of here can always be written again.
 """
 
+import json
+import math
 import re
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -40,6 +42,31 @@ def parse(data: bytes, *, what: str = "the body", suspect: bool = True) -> Any:
     if suspect and is_suspect(data):
         _refuse_inexact(data, what)
     return value
+
+
+def parse_leniently(data: bytes) -> Any:
+    """The JSON value of a text that `parse` refused as `invalid_event`: for who can tell which part is to blame.
+
+    A number that cannot be kept is NaN in it, and its strings may have lone surrogates.
+    Raises ValueError for text that is no JSON, or that nests too deeply to be read.
+    """
+    try:
+        return json.loads(
+            data.decode(), parse_int=_kept_or_nan, parse_float=_kept_or_nan, parse_constant=_refuse_constant
+        )
+    except RecursionError:
+        raise ValueError("it nests too deeply") from None
+
+
+def _kept_or_nan(token: str) -> int | float:
+    if not _is_exact(token):
+        return math.nan
+    number: int | float = orjson.loads(token)
+    return number
+
+
+def _refuse_constant(token: str) -> None:
+    raise ValueError(f"{token} is no JSON")
 
 
 def is_suspect(data: bytes) -> bool:

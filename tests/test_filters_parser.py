@@ -163,7 +163,8 @@ def test_unreadable_text_is_a_bad_filter_with_status_400(text: str | bytes) -> N
 )
 def test_values_that_cannot_be_kept_are_refused(operand: str) -> None:
     """A number that would not be compared as it was written, or half a character, is readable but wrong."""
-    assert refuse(lambda: parse_filter_json(f'{{"exact":{{"data.x":{operand}}}}}')).status == 422
+    error = refuse(lambda: parse_filter_json(f'{{"exact":{{"data.x":{operand}}}}}'))
+    assert (error.status, error.errors[0].pointer) == (422, "#/exact/data.x")
 
 
 def test_filters_are_read_from_text_and_bytes() -> None:

@@ -43,11 +43,20 @@ def parse_filter_json(text: str | bytes) -> Filter:
         raise bad_filter((), "the filter is no UTF-8", status=400) from None
     if len(data) > MAX_BYTES:
         raise bad_filter((), f"a filter has at most {MAX_BYTES} bytes")
+    return parse_filter(_parse_json(data))
+
+
+def _parse_json(data: bytes) -> Any:
     try:
-        value = jsontext.parse(data, what="the filter")
+        return jsontext.parse(data, what="the filter")
     except GatewayError as error:
-        raise bad_filter((), error.detail, status=error.status) from None
-    return parse_filter(value)
+        if error.code == "bad_json":
+            raise bad_filter((), error.detail, status=error.status) from None
+        refusal = bad_filter((), error.detail, status=error.status)
+    try:
+        return jsontext.parse_leniently(data)  # what cannot be kept is refused with its place
+    except ValueError:
+        raise refusal from None
 
 
 def restore_filter(text: bytes) -> Filter:
