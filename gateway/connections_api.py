@@ -11,7 +11,6 @@ from starlette.responses import Response
 from gateway.access import absent
 from gateway.connection import Connection, Subscription
 from gateway.connections import retry_ms
-from gateway.errors import GatewayError
 from gateway.http import Call, JsonResponse
 from gateway.node import Node
 from gateway.peers import Answers, Json
@@ -47,11 +46,7 @@ def _authorize(call: Call) -> None:
 
 
 def _page(call: Call) -> tuple[int, str]:
-    query = call.request.query_params
-    text = query.get("limit", str(DEFAULT_LIMIT))
-    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text[:9]) <= MAX_LIMIT:
-        raise GatewayError("bad_request", f"limit is a number from 1 to {MAX_LIMIT}")
-    return int(text), query.get("after", "")
+    return call.limit(DEFAULT_LIMIT, MAX_LIMIT), call.request.query_params.get("after", "")
 
 
 def _joined(answers: Answers, limit: int) -> Json:

@@ -100,7 +100,11 @@ async def test_letters_are_listed_in_pages(app: InProcess) -> None:
     assert len((await get(app, "?origin="))["deadLetters"]) == 7
 
 
-@pytest.mark.parametrize("limit", ["0", "1001", "-1", "x", "", "1.5"])
+@pytest.mark.parametrize(
+    "limit",
+    ["0", "1001", "-1", "x", "", "1.5", "0000000019999999999", "000000001" + "0" * 5000],
+    ids=lambda limit: limit[:20],
+)
 async def test_a_limit_is_a_number(app: InProcess, limit: str) -> None:
     """From 1 to 1,000."""
     check_problem(await app.http.get(f"/dead-letters?limit={limit}"), 400, "bad_request")

@@ -239,6 +239,11 @@ async def test_binary_mode(app: InProcess) -> None:
             b"\x89\xff",
             {"data_base64": base64.b64encode(b"\x89\xff").decode(), "datacontenttype": "image/png"},
         ),
+        (
+            "application/octet-stream; charset=binary",
+            b"\x00",
+            {"data_base64": "AA==", "datacontenttype": "application/octet-stream; charset=binary"},
+        ),
         ("application/json", b"null", {"data": None, "datacontenttype": "application/json"}),
         (None, b"", {"datacontenttype": "application/json"}),
         (None, b"5", {"data": 5, "datacontenttype": "application/json"}),
@@ -253,6 +258,50 @@ async def test_binary_data_by_its_content_type(
     assert {
         name: event[name] for name in ("data", "data_base64", "datacontenttype") if name in event
     } == wanted
+
+
+@pytest.mark.parametrize(
+    ("header", "subject"),
+    [
+        (r'"a \"b"', 'a "b'),
+        (r'"a\\b"', r"a\b"),
+        ('"a%20b"', "a b"),
+        ('"%22"', '"'),
+        ("a%20b", "a b"),
+        ('a"b', 'a"b'),
+        ('"a', '"a'),
+        (r'"a\"', r'"a\"'),
+        (r"a\b", r"a\b"),
+    ],
+)
+async def test_a_quoted_header_is_unescaped_first(app: InProcess, header: str, subject: str) -> None:
+    """Then percent-decoded; what is no quoted string is taken as it came (HTTP binding, section 3.1.3.2)."""
+    assert (await post(app, b"", None, ce_type="a", ce_subject=header))[0] == 202
+    assert (await stored(app))[0]["subject"] == subject
+
+
+@pytest.mark.parametrize(
+    ("header", "pointer"),
+    [
+        (("ce-subject", "%FF"), "#/subject"),
+        (("ce-data", "x"), "#/data"),
+        (("ce-datacontenttype", "x"), "#/datacontenttype"),
+        (("ce-type", "b"), "#/type"),
+        (("ce-time", "now"), "#/time"),
+    ],
+)
+async def test_a_bad_header_is_told_as_its_attribute(
+    app: InProcess, header: tuple[str, str], pointer: str
+) -> None:
+    """The pointer is that of the attribute in the event."""
+    response = await app.http.post("/events", headers=[("ce-type", "a"), header])
+    assert (response.status_code, response.json()["errors"][0]["pointer"]) == (422, pointer)
+
+
+async def test_a_batch_that_is_no_array_is_told_with_its_place(app: InProcess) -> None:
+    """The whole body."""
+    status, problem = await post(app, {"type": "a"}, BATCH)
+    assert (status, problem["errors"]) == (422, [{"pointer": "#", "detail": "not an array"}])
 
 
 @pytest.mark.parametrize(
