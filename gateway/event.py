@@ -152,7 +152,7 @@ def make_event(value: Any, defaults: Filling, *, max_bytes: int, at: tuple[str |
             errors=[Problem(pointer(*at, name), detail) for name, detail in faults],
         )
     filled = value if value.keys() >= _DEFAULTED else _filled(value, defaults)
-    json = dumps(filled)
+    json = _encoded(filled, at)
     if len(json) > max_bytes and len(dumps(value)) > max_bytes:
         raise GatewayError(
             "too_large",
@@ -160,6 +160,14 @@ def make_event(value: Any, defaults: Filling, *, max_bytes: int, at: tuple[str |
             errors=[Problem(pointer(*at), f"more than {max_bytes} bytes")],
         )
     return Event(filled["source"], filled["id"], filled["type"], filled.get("subject"), filled, json)
+
+
+def _encoded(value: dict[str, Any], at: tuple[str | int, ...]) -> bytes:
+    try:
+        return dumps(value)
+    except GatewayError as error:
+        detail = error.detail.replace("the value", "the event", 1)
+        raise GatewayError(error.code, detail, errors=[Problem(pointer(*at), detail)]) from None
 
 
 def _filled(value: dict[str, Any], defaults: Filling) -> dict[str, Any]:
@@ -217,7 +225,7 @@ def _check_text(_name: str, value: Any) -> str | None:
 
 
 def _check_characters(text: str) -> str | None:
-    if (text.isascii() and text.isprintable()) or _DISALLOWED.search(text) is None:
+    if _DISALLOWED.search(text) is None:
         return None
     return "must have no control characters, surrogates or noncharacters"
 
@@ -261,7 +269,9 @@ def _check_extension(name: str, value: Any) -> str | None:
         return "is no CloudEvents attribute: extensions are named by 1 to 20 of a-z and 0-9"
     if value is None or type(value) in (dict, list):
         return "an extension attribute is a string, a number or a boolean"
-    return _check_characters(value) if type(value) is str else None
+    if type(value) is str and not (value.isascii() and value.isprintable()):
+        return _check_characters(value)
+    return None
 
 
 _CHECKS: Final[dict[str, Callable[[str, Any], str | None]]] = {

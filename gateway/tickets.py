@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import jwt
 
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, Problem, pointer
 from gateway.principal import Principal, principal_of
 
 TICKET_TYPE: Final = "gateway-ticket+jwt"
@@ -131,7 +131,7 @@ def _fingerprint(target: str) -> str:
 
 
 def _invalid(reason: str) -> GatewayError:
-    return GatewayError("invalid_request", f"for {reason}")
+    return GatewayError("invalid_request", f"for: {reason}", errors=[Problem(pointer("for"), reason)])
 
 
 def _refused(reason: str, code: str = "unauthorized") -> GatewayError:

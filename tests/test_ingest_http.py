@@ -83,10 +83,29 @@ async def test_what_is_accepted_can_be_delivered(app: InProcess) -> None:
 
     while await nested() == 202:
         depth += 1
-    assert await nested() == 422
+    assert (await nested(), depth) == (422, 254)  # the event itself is one level
     place = cursor(app, app.node.log.head - 1)
     response = await app.http.get(f"/events?since={place}", headers={"accept": "application/json"})
     assert (response.status_code, response.text.count("[")) == (200, depth)  # one is that of the answer
+
+
+@pytest.mark.parametrize("depth", [254, 300, 1200, 20_000])
+async def test_what_nests_too_deeply_is_told_by_the_limit(app: InProcess, depth: int) -> None:
+    """The same error however deep it is, alone and in a batch with its place."""
+    event = b'{"type":"a","data":%b%b}' % (b"[" * depth, b"]" * depth)
+    for body, place in ((event, "#"), (b'[{"type":"a"},%b]' % event, "#/1")):
+        status, problem = await post(app, body)
+        assert (status, problem["code"]) == (422, "invalid_event")
+        assert problem["detail"].endswith("nests more than 254 deep")
+        assert [each["pointer"] for each in problem["errors"]] == [place]
+
+
+@pytest.mark.parametrize("fault", ["1e400", r'"\ud800"', "9007199254740993.0"])
+async def test_what_cannot_be_kept_is_told_by_its_place(app: InProcess, fault: str) -> None:
+    """Of a batch, too, though none of its events was looked at yet."""
+    body = f'[{{"type":"a"}},{{"type":"a","data":{{"n":{fault}}}}}]'.encode()
+    status, problem = await post(app, body)
+    assert (status, problem["errors"][0]["pointer"]) == (422, "#/1/data/n")
 
 
 async def test_an_empty_batch_is_nothing(app: InProcess) -> None:

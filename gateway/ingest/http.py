@@ -127,7 +127,7 @@ def _bad_header(attribute: str, detail: str) -> GatewayError:
 
 def _binary_data(media_type: str, body: bytes) -> dict[str, Any]:
     if not media_type or media_type == "application/json" or media_type.endswith("+json"):
-        return {"data": parse(body)}
+        return {"data": parse(body, what="the data")}
     if media_type.startswith("text/"):
         try:
             return {"data": body.decode()}
