@@ -27,11 +27,10 @@ def parse_query(pairs: Iterable[tuple[str, str]]) -> Filter | None:
     Raises GatewayError `bad_filter`, which names the parameter.
     """
     values: dict[str, list[str]] = {}
-    terms = size = 0
-    for name, value in pairs:
+    size = 0
+    for terms, (name, value) in enumerate(pairs, 1):
         _check_pair(name, value)
         # Counted as the caller wrote it, a repeated name once: that a value is meant in two ways is no term of his.
-        terms += 1
         size += len(value.encode()) + (len(name.encode()) if name not in values else 0)
         if terms > MAX_TERMS:
             raise bad_filter((name,), f"a filter has at most {MAX_TERMS} terms")
