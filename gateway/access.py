@@ -70,7 +70,8 @@ async def _prepare_revocation(call: Call, body: bytes) -> Perform:
     call.principal.require_admin()
     members = _members(call, body, ("jti", "sub"))
     if len(members) != 1:
-        raise GatewayError("invalid_request", 'the body names one of "jti" and "sub"')
+        detail = 'the body names one of "jti" and "sub"'
+        raise GatewayError("invalid_request", detail, errors=[Problem("#", detail)])
     kind, value = next(iter(members.items()))
     revocation = Revocation(kind, value, time.time())
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from starlette.responses import Response
 
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, located
 from gateway.event import Event, rfc3339
 from gateway.http import Call, JsonResponse
 from gateway.idempotency import Perform, Slip, idempotent, json_reply
@@ -133,7 +133,7 @@ def _ingest(letter: DeadLetter) -> str:
 
 
 def _tried(letter: DeadLetter, error: GatewayError) -> DeadLetter:
-    return replace(letter, tries=letter.tries + 1, reason=error.detail)
+    return replace(letter, tries=letter.tries + 1, reason=located(error))
 
 
 # Redriving many

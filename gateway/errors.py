@@ -103,6 +103,14 @@ def invalid_token(reason: str, code: str = "unauthorized") -> GatewayError:
     return GatewayError(code, reason, headers={"WWW-Authenticate": 'Bearer error="invalid_token"'})
 
 
+def located(error: GatewayError) -> str:
+    """The error's text with the place of its first fault unless it begins with that: for who does not see `errors`."""
+    place = error.errors[0].pointer if error.errors else "#"
+    if place == "#" or error.detail.startswith(f"{place[2:]}: "):
+        return error.detail
+    return f"{error.detail} (at {place})"
+
+
 def pointer(*segments: str | int) -> str:
     """A JSON pointer in URI fragment form (RFC 6901, section 6), without percent-encoding."""
     return "#" + "".join("/" + str(each).replace("~", "~0").replace("/", "~1") for each in segments)

@@ -20,15 +20,27 @@ from gateway.jsontext import dumps
 
 SPECVERSION: Final = "1.0"
 _DEFAULTED: Final = frozenset({"specversion", "id", "source", "time", "datacontenttype"})
-_TEXTS: Final = frozenset({"id", "type", "subject", "datacontenttype"})  # any text but the empty one
+_TEXTS: Final = frozenset({"id", "type", "subject"})  # any text but the empty one
+# What the type String of CloudEvents (section 3) disallows: controls, surrogates and noncharacters.
+_DISALLOWED = re.compile(
+    "[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef"
+    + "".join(f"{chr(plane | 0xFFFE)}{chr(plane | 0xFFFF)}" for plane in range(0, 0x110000, 0x10000))
+    + "]"
+)
 _EXTENSION = re.compile(r"[a-z0-9]{1,20}", re.ASCII)
 _RFC3339 = re.compile(
     r"(?!0000)\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])[Tt](?:[01]\d|2[0-3]):[0-5]\d:(?:[0-5]\d|60)"
     r"(?:\.\d+)?(?:[Zz]|[+-](?:[01]\d|2[0-3]):[0-5]\d)",
     re.ASCII,
 )
-# RFC 3986's characters, and those beyond ASCII that an IRI has: no spaces, no controls, no quotes.
-_URI_REFERENCE = re.compile(r"[^\x00-\x20\x7f\"<>\\^`{|}]+")
+# RFC 3986's characters, and those beyond ASCII that an IRI has: no spaces, no controls, no quotes, and a percent
+# sign only before two hexadecimal digits.
+_URI_REFERENCE = re.compile(r"(?:[^\x00-\x20\x7f-\x9f\"<>\\^`{|}%]|%[0-9A-Fa-f]{2})+")
+# RFC 2045, section 5.1; a semicolon without a parameter as RFC 9110 has it.
+_WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_MEDIA_TYPE = re.compile(
+    rf'{_WORD}/{_WORD}(?:[ \t]*;(?:[ \t]*{_WORD}=(?:{_WORD}|"(?:[^"\\]|\\.)*"))?)*[ \t]*'
+)
 
 
 class Event(NamedTuple):
@@ -130,6 +142,9 @@ def make_event(value: Any, defaults: Filling, *, max_bytes: int, at: tuple[str |
             "invalid_event", "an event is a JSON object", errors=[Problem(pointer(*at), "not an object")]
         )
     faults = _faults(value)
+    if faults and None in value.values():  # looked for here, since each null but that of data is a fault
+        value = _without_nulls(value)
+        faults = _faults(value)
     if faults:
         raise GatewayError(
             "invalid_event",
@@ -137,7 +152,7 @@ def make_event(value: Any, defaults: Filling, *, max_bytes: int, at: tuple[str |
             errors=[Problem(pointer(*at, name), detail) for name, detail in faults],
         )
     filled = value if value.keys() >= _DEFAULTED else _filled(value, defaults)
-    json = dumps(filled)
+    json = _encoded(filled, at)
     if len(json) > max_bytes and len(dumps(value)) > max_bytes:
         raise GatewayError(
             "too_large",
@@ -145,6 +160,14 @@ def make_event(value: Any, defaults: Filling, *, max_bytes: int, at: tuple[str |
             errors=[Problem(pointer(*at), f"more than {max_bytes} bytes")],
         )
     return Event(filled["source"], filled["id"], filled["type"], filled.get("subject"), filled, json)
+
+
+def _encoded(value: dict[str, Any], at: tuple[str | int, ...]) -> bytes:
+    try:
+        return dumps(value)
+    except GatewayError as error:
+        detail = error.detail.replace("the value", "the event", 1)
+        raise GatewayError(error.code, detail, errors=[Problem(pointer(*at), detail)]) from None
 
 
 def _filled(value: dict[str, Any], defaults: Filling) -> dict[str, Any]:
@@ -159,13 +182,32 @@ def _filled(value: dict[str, Any], defaults: Filling) -> dict[str, Any]:
     }
 
 
+def _without_nulls(value: dict[str, Any]) -> dict[str, Any]:
+    """The value without attributes that are null: those are absent (CloudEvents JSON format, section 3.1)."""
+    return {
+        name: attribute
+        for name, attribute in value.items()
+        if attribute is not None or name == "data" or _is_no_attribute(name)
+    }
+
+
+def _is_no_attribute(name: str) -> bool:
+    return name not in _CHECKS and _EXTENSION.fullmatch(name) is None
+
+
 def _faults(value: dict[str, Any]) -> list[tuple[str, str]]:
     faults = []
     if "type" not in value:
         faults.append(("type", "is required"))
     for name, attribute in value.items():
         # Most attributes end here: a call for each would take longer than all else about an event.
-        if name == "data" or (name in _TEXTS and type(attribute) is str and attribute):
+        if name == "data" or (
+            name in _TEXTS
+            and type(attribute) is str
+            and attribute
+            and attribute.isascii()
+            and attribute.isprintable()
+        ):
             continue
         check = _CHECKS.get(name, _check_extension)
         fault = check(name, attribute)
@@ -177,7 +219,24 @@ def _faults(value: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _check_text(_name: str, value: Any) -> str | None:
-    return None if type(value) is str and value else "must be a non-empty string"
+    if type(value) is not str or not value:
+        return "must be a non-empty string"
+    return _check_characters(value)
+
+
+def _check_characters(text: str) -> str | None:
+    if _DISALLOWED.search(text) is None:
+        return None
+    return "must have no control characters, surrogates or noncharacters"
+
+
+def _check_media_type(_name: str, value: Any) -> str | None:
+    return None if type(value) is str and _is_media_type(value) else "must be a media type: type/subtype"
+
+
+@lru_cache(maxsize=256)  # producers have few
+def _is_media_type(text: str) -> bool:
+    return _MEDIA_TYPE.fullmatch(text) is not None and _check_characters(text) is None
 
 
 def _check_specversion(_name: str, value: Any) -> str | None:
@@ -210,6 +269,8 @@ def _check_extension(name: str, value: Any) -> str | None:
         return "is no CloudEvents attribute: extensions are named by 1 to 20 of a-z and 0-9"
     if value is None or type(value) in (dict, list):
         return "an extension attribute is a string, a number or a boolean"
+    if type(value) is str and not (value.isascii() and value.isprintable()):
+        return _check_characters(value)
     return None
 
 
@@ -218,6 +279,7 @@ _CHECKS: Final[dict[str, Callable[[str, Any], str | None]]] = {
     "specversion": _check_specversion,
     "source": _check_uri,
     "dataschema": _check_uri,
+    "datacontenttype": _check_media_type,
     "time": _check_time,
     "data_base64": _check_base64,
 }

@@ -68,7 +68,10 @@ class Call:
 
     @property
     def media_type(self) -> str:
-        """The content type without parameters, lower case. Raises `unsupported_media_type` unless UTF-8."""
+        """The content type without parameters, lower case.
+
+        Raises `unsupported_media_type` for JSON or text in another charset than UTF-8.
+        """
         return _media_type(self.headers.get(b"content-type", b""))
 
     def query(self, *once: str, repeated: Sequence[str] = ()) -> Mapping[str, str]:
@@ -90,21 +93,24 @@ class Call:
         text = self.request.query_params.get("limit")
         if text is None:
             return default
-        if not (text.isascii() and text.isdecimal()) or not 1 <= int(text[:9]) <= most:
+        # Its length first: Python reads no number of thousands of digits.
+        digits = text.lstrip("0") if text.isascii() and text.isdecimal() else ""
+        if not digits or len(digits) > len(str(most)) or int(digits) > most:
             raise GatewayError("bad_request", f"limit is a number from 1 to {most}")
-        return int(text)
+        return int(digits)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it comes. Raises `request_timeout` when no next byte comes in time, ClientDisconnect
         when the caller is gone, `unsupported_media_type` for a compressed body."""
-        self._refuse_compressed()
+        self.refuse_compressed()
         more = True
         while more:
             chunk, more = await self._receive()
             if chunk:
                 yield chunk
 
-    def _refuse_compressed(self) -> None:
+    def refuse_compressed(self) -> None:
+        """Raises `unsupported_media_type` for a compressed body."""
         if self.headers.get(b"content-encoding", b"identity").lower() != b"identity":
             raise GatewayError("unsupported_media_type", "the body must not be compressed")
 
@@ -130,7 +136,11 @@ class Call:
 
     async def body(self, limit: int | None = None) -> bytes:
         """The whole body. Raises as `chunks`, and `too_large` beyond `limit` bytes (a batch's, if None)."""
-        self._refuse_compressed()
+        self.refuse_compressed()
+        return await self.raw_body(limit)
+
+    async def raw_body(self, limit: int | None = None) -> bytes:
+        """As `body`, compressed or not: for who only compares it."""
         limit = limit or self.node.settings.max_batch_bytes
         parts, size, more = [], 0, True
         while more:
@@ -162,11 +172,19 @@ def list_header(request: StarletteRequest, name: str) -> str | None:
 @lru_cache(maxsize=64)
 def _media_type(content_type: bytes) -> str:
     kind, _, parameters = content_type.decode("latin-1").partition(";")
+    kind = kind.strip().lower()
+    if not _is_text(kind):
+        return kind
     for each in parameters.split(";"):
         name, _, value = each.strip().partition("=")
         if name.lower() == "charset" and value.strip('"').lower() not in ("utf-8", "utf8", "us-ascii"):
             raise GatewayError("unsupported_media_type", "the charset must be utf-8")
-    return kind.strip().lower()
+    return kind
+
+
+def _is_text(kind: str) -> bool:
+    """Whether the gateway reads such a body as text; the charset of any other is the receivers' matter."""
+    return not kind or kind.startswith("text/") or kind.endswith("json")
 
 
 Handler = Callable[[Call], Awaitable[Response]]

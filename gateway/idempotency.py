@@ -80,10 +80,13 @@ def idempotent(prepare: Prepare) -> Handler:
 
 
 async def _handle_once(call: Call, key: str, prepare: Prepare) -> Response:
-    body = await call.body()
+    # A body beyond the limit is never read whole, so that nothing tells whether the next one has the same bytes:
+    # that 413 leaves here and is not stored.
+    body = await call.raw_body()
     digest = _digest(call, body)
     slip = Slip(key, digest)
     try:
+        call.refuse_compressed()
         perform = await prepare(call, body)
     except GatewayError as error:
         if error.status in _NOT_STORED or error.status >= 500:
@@ -105,7 +108,7 @@ def _digest(call: Call, body: bytes) -> bytes:
     headers = [
         (name, value)
         for name, value in call.request.headers.items()
-        if name == "content-type" or name[:3] == "ce-"
+        if name in ("content-type", "content-encoding") or name[:3] == "ce-"
     ]
     if query := call.request.url.query:
         headers.append(("?", query))

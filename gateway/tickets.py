@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import jwt
 
-from gateway.errors import GatewayError, invalid_token
+from gateway.errors import GatewayError, Problem, invalid_token, pointer
 from gateway.principal import Principal, principal_of
 
 TICKET_TYPE: Final = "gateway-ticket+jwt"
@@ -133,4 +133,4 @@ def _fingerprint(target: str) -> str:
 
 
 def _invalid(reason: str) -> GatewayError:
-    return GatewayError("invalid_request", f"for {reason}")
+    return GatewayError("invalid_request", f"for: {reason}", errors=[Problem(pointer("for"), reason)])

@@ -6,8 +6,13 @@ from pathlib import Path
 
 import pytest
 import uvicorn
+from hypothesis import HealthCheck, settings
 
 from tests.support.redis_server import RedisFactory, RedisServer
+
+# How long an example takes says something of the machine alone.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 _HANDLE_EXIT = uvicorn.Server.handle_exit
 

@@ -118,6 +118,8 @@ async def test_a_ticket_for_something_else_is_422(app: InProcess, body: Any) -> 
     """It opens streams of this gateway and nothing else."""
     response = await app.http.post("/tickets", json=body, headers=bearer(make_token(**ANN)))
     assert (response.status_code, response.json()["code"]) == (422, "invalid_request")
+    (name,) = body if type(body) is dict else ("",)
+    assert [each["pointer"] for each in response.json()["errors"]] == [f"#/{name}" if name else "#"]
 
 
 async def test_a_revocation_ends_live_streams_at_once(app: InProcess) -> None:
@@ -152,6 +154,7 @@ async def test_a_revocation_names_one_thing(app: InProcess, body: Any) -> None:
     """Else it is 422, and nothing is revoked."""
     response = await app.http.post("/revocations", json=body, headers=bearer(admin_token()))
     assert (response.status_code, response.json()["code"]) == (422, "invalid_request")
+    assert response.json()["errors"]
     assert await app.node.log.revocations() == []
 
 

@@ -115,7 +115,7 @@ def test_filters_nest_eight_deep() -> None:
     assert refused(nested(9)).count("/") > 8
     assert refused(nested(900))
     assert refuse(lambda: parse_filter_json('{"not":' * 500 + "1" + "}" * 500)).status in (400, 422)
-    assert refuse(lambda: parse_filter_json("[" * 4000)).status == 400
+    assert refuse(lambda: parse_filter_json("[" * 4000)).status == 422
 
 
 def test_a_filter_has_64_terms() -> None:
@@ -131,21 +131,38 @@ def test_a_filter_has_64_terms() -> None:
 
 
 def test_a_filter_has_four_kibibytes() -> None:
-    """The limit counts bytes of UTF-8: of the text where there is one, else of compact JSON."""
+    """The limit counts bytes of UTF-8 of compact JSON, so it is the same however the filter came."""
     overhead = len('{"exact":{"type":""}}')
     fits, exceeds = "é" * ((4096 - overhead) // 2), "é" * ((4096 - overhead) // 2 + 1)
     assert parse_filter({"exact": {"type": fits}})
     assert refused({"exact": {"type": exceeds}}) == "#"
+    escaped = json.dumps({"exact": {"type": fits}}, indent=9)
+    assert parse_filter_json(escaped) == parse_filter({"exact": {"type": fits}})
+    refused_text = json.dumps({"exact": {"type": exceeds}}, ensure_ascii=False)
+    assert "4096 bytes" in refuse(lambda: parse_filter_json(refused_text)).detail
     text = '{"exact":{"type":"a"}}'
-    assert parse_filter_json(text + " " * (4096 - len(text)))
-    refuse(lambda: parse_filter_json(text + " " * (4097 - len(text))))
+    assert parse_filter_json(text.ljust(65_536))
+    assert "65536 bytes" in refuse(lambda: parse_filter_json(text.ljust(65_537))).detail
 
 
 def test_the_limits_hold_for_the_short_form() -> None:
     """A query is bounded like the filter that it stands for."""
     assert query("&".join(f"data.n=v{n}" for n in range(64)))
     refuse(lambda: query("&".join(f"data.n=v{n}" for n in range(65))))
-    refuse(lambda: query("type=" + "x" * 4096))
+    assert query("type=" + "x" * 4092)
+    assert refuse(lambda: query("type=" + "x" * 4093)).errors[0].pointer == "#/type"
+    assert refuse(lambda: query("subject=é&type=" + "é" * 2042)).errors[0].pointer == "#/type"
+
+
+def test_the_terms_of_the_short_form_are_those_that_were_written() -> None:
+    """A number is meant as its text too, which counts nothing; one too many is told by its parameter."""
+    numbers = "&".join(f"data.n={n}" for n in range(64))
+    assert query(numbers) is not None
+    assert refuse(lambda: query(f"{numbers}&data.m=1")).errors[0].pointer == "#/data.m"
+    stars = "&".join(f"data.n{n}=a*" for n in range(32))
+    assert query(f"{stars}&" + "&".join(f"data.n{n}={n}" for n in range(32)))
+    name = "data." + "n" * 100
+    assert query("&".join(f"{name}={10**18 + n}" for n in range(64)))
 
 
 # --- JSON text
@@ -163,7 +180,8 @@ def test_unreadable_text_is_a_bad_filter_with_status_400(text: str | bytes) -> N
 )
 def test_values_that_cannot_be_kept_are_refused(operand: str) -> None:
     """A number that would not be compared as it was written, or half a character, is readable but wrong."""
-    assert refuse(lambda: parse_filter_json(f'{{"exact":{{"data.x":{operand}}}}}')).status == 422
+    error = refuse(lambda: parse_filter_json(f'{{"exact":{{"data.x":{operand}}}}}'))
+    assert (error.status, error.errors[0].pointer) == (422, "#/exact/data.x")
 
 
 def test_filters_are_read_from_text_and_bytes() -> None:

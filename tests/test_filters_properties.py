@@ -194,14 +194,14 @@ def respelt_scalar(value: Any) -> Any:
     return int(value) if type(value) is float and value.is_integer() and value < 1e19 else value
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(filters, bodies)
 def test_matching_agrees_with_the_slow_matcher(value: Any, body: dict[str, Any]) -> None:
     """The compiled filter and the description decide alike on every event."""
     assert parse_filter(value).matches(body) is slow_matches(value, body)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(filters)
 def test_the_canonical_form_is_read_back_as_itself(value: Any) -> None:
     """A canonical form is a filter, canonical already, whether it is read from outside or from the store."""
@@ -211,7 +211,7 @@ def test_the_canonical_form_is_read_back_as_itself(value: Any) -> None:
         assert parse_filter(made.to_json()).canonical == made.canonical
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(filters, bodies, st.randoms(use_true_random=False))
 def test_spelling_makes_no_other_filter(value: Any, body: dict[str, Any], chance: random.Random) -> None:
     """Order, nesting, doubles and the writing of numbers change neither the bytes nor what matches."""
@@ -221,7 +221,7 @@ def test_spelling_makes_no_other_filter(value: Any, body: dict[str, Any], chance
     assert slow_matches(made.to_json(), body) is slow_matches(value, body)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(filters, bodies)
 def test_an_event_that_matches_has_what_the_index_looks_for(value: Any, body: dict[str, Any]) -> None:
     """No event that matches is missed by a look-up of the cover or of any of the lookups."""
@@ -234,7 +234,7 @@ def test_an_event_that_matches_has_what_the_index_looks_for(value: Any, body: di
         assert keys & set(keys_at(body, path))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.none() | filters.map(parse_filter), max_size=4), bodies)
 def test_joining_is_all_and_any(given_filters: list[Filter | None], body: dict[str, Any]) -> None:
     """The joined filters hold where all or any of their parts do, and their index terms hold likewise."""
@@ -248,7 +248,7 @@ def test_joining_is_all_and_any(given_filters: list[Filter | None], body: dict[s
             assert any(key in keys_at(body, path) for path, key in joined.cover)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(scalars, scalars)
 def test_keys_are_equal_exactly_where_values_are(one: Any, other: Any) -> None:
     """Index keys and `exact` agree on what is equal."""
@@ -281,7 +281,7 @@ def outcome(read: Callable[[], Filter | None]) -> Filter | None:
     return None
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(anything)
 def test_any_json_is_a_filter_or_a_bad_filter(value: Any) -> None:
     """Nothing but `bad_filter` ever comes of a wrong value."""
@@ -289,7 +289,7 @@ def test_any_json_is_a_filter_or_a_bad_filter(value: Any) -> None:
     assert made is None or restore_filter(made.canonical) == made
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.binary(max_size=50) | st.text(max_size=50) | anything.map(json.dumps))
 def test_any_text_is_a_filter_or_a_bad_filter(text: str | bytes) -> None:
     """Nothing but `bad_filter` ever comes of a wrong text."""
@@ -297,7 +297,7 @@ def test_any_text_is_a_filter_or_a_bad_filter(text: str | bytes) -> None:
     assert made is None or restore_filter(made.canonical) == made
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.tuples(paths | st.text(max_size=5), st.text(max_size=5)), max_size=4))
 def test_any_query_is_a_filter_or_a_bad_filter(pairs: list[tuple[str, str]]) -> None:
     """Nothing but `bad_filter` ever comes of a wrong query."""

@@ -154,7 +154,7 @@ bodies = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(bodies, max_size=12))
 def test_live_messages_are_those_of_the_model(bodies: list[Body]) -> None:
     """An event that matches is told; one that does not, after one of its subject that did, is a leave."""

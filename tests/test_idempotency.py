@@ -255,6 +255,39 @@ async def test_other_errors_are_stored(app: InProcess) -> None:
     assert [(each.status_code, is_replay(each)) for each in unknown] == [(404, False), (404, True)]
 
 
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        ("/events", {"content-type": "application/json", "content-encoding": "gzip"}),
+        ("/events", {"content-type": "application/x-ndjson", "content-encoding": "gzip"}),
+        ("/orders", {"content-type": "application/json", "content-encoding": "br"}),
+        ("/events", {"content-type": "application/json; charset=latin-1"}),
+        ("/events", {"content-type": "application/x-ndjson; charset=latin-1"}),
+        ("/events", {"content-type": "text/csv"}),
+        ("/orders", {"content-type": "text/plain"}),
+    ],
+)
+async def test_415_is_stored(app: InProcess, path: str, headers: dict[str, str]) -> None:
+    """A content type or a compression that is not taken is an answer too, and what is taken is another request."""
+    first, again = [await post(app, path=path, content=b"{}", headers=dict(headers)) for _ in range(2)]
+    assert (first.status_code, is_replay(first)) == (415, False)
+    assert (again.status_code, again.content, is_replay(again)) == (415, first.content, True)
+    plain = await post(app, path=path, content=b"{}", headers={"content-type": "application/json"})
+    assert (plain.status_code, plain.json()["code"]) == (422, "idempotency_key_reused")
+
+
+async def test_a_body_that_was_not_read_whole_is_not_stored(app: InProcess) -> None:
+    """Nobody can say whether the next one has the same bytes, so its key stays free; one that was read is stored."""
+    headers = {"content-type": "application/json"}
+    for _ in range(2):
+        response = await post(app, content=b" " * ((8 << 20) + 1), headers=headers)
+        assert (response.status_code, is_replay(response)) == (413, False)
+    large = orjson.dumps({**EVENT, "data": "x" * 70_000})
+    first, again = [await post(app, content=large, headers=headers) for _ in range(2)]
+    assert (first.status_code, is_replay(first)) == (413, False)
+    assert (again.content, is_replay(again)) == (first.content, True)
+
+
 async def test_an_answer_is_kept_for_24_hours(app: InProcess) -> None:
     """Then the key is as good as new."""
     await post(app)
@@ -306,11 +339,18 @@ async def test_lines_under_a_key_are_appended_as_a_whole_or_not_at_all(app: InPr
     """One bad line, and nothing of it is there; without one, the same stream again is answered again."""
     good = b"".join(orjson.dumps({"type": "a", "data": number}) + b"\n" for number in range(1200))
     headers = {"content-type": "application/x-ndjson"}
-    bad = await post(app, "bad", content=good + b"nonsense\n", headers=headers)
-    assert (bad.status_code, bad.json()["line"], head(app)) == (422, 1201, 0)
+    await app.publish(EVENT)
+    for key, bad_line in (("bad", b"nonsense\n"), ("long", b" " * 70_000 + b"\n")):
+        bad, again = [await post(app, key, content=good + bad_line, headers=headers) for _ in range(2)]
+        told = bad.json()
+        assert (told["line"], told["accepted"], told["duplicates"]) == (1201, 0, 0)
+        assert told["cursor"] == f"{app.node.log.epoch}.1"
+        assert (again.content, is_replay(again), head(app)) == (bad.content, True, 1)
+    invalid = 'gateway_events_ingested_total{ingest="http",result="invalid"} 4.0'
+    assert invalid in app.node.metrics.render().decode()
     first, again = [await post(app, content=good, headers=headers) for _ in range(2)]
     assert (first.status_code, first.json()["accepted"]) == (202, 1200)
-    assert (again.content, is_replay(again), head(app)) == (first.content, True, 1200)
+    assert (again.content, is_replay(again), head(app)) == (first.content, True, 1201)
 
 
 async def test_a_replayed_answer_counts_duplicates_as_the_first_did(app: InProcess) -> None:

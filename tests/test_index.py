@@ -46,7 +46,7 @@ bodies = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(items, st.lists(bodies, max_size=5), st.data())
 def test_it_finds_what_trying_each_filter_finds(
     items: list[Item], bodies: list[dict[str, Any]], draw: st.DataObject
@@ -67,7 +67,7 @@ def test_it_finds_what_trying_each_filter_finds(
         assert set(found) == {each for each in kept if each.filter is None or each.filter.matches(body)}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(items)
 def test_what_was_removed_leaves_nothing(items: list[Item]) -> None:
     """An index that had items and lost them all is as small as a new one."""

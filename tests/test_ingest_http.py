@@ -83,10 +83,29 @@ async def test_what_is_accepted_can_be_delivered(app: InProcess) -> None:
 
     while await nested() == 202:
         depth += 1
-    assert await nested() == 422
+    assert (await nested(), depth) == (422, 254)  # the event itself is one level
     place = cursor(app, app.node.log.head - 1)
     response = await app.http.get(f"/events?since={place}", headers={"accept": "application/json"})
     assert (response.status_code, response.text.count("[")) == (200, depth)  # one is that of the answer
+
+
+@pytest.mark.parametrize("depth", [254, 300, 1200, 20_000])
+async def test_what_nests_too_deeply_is_told_by_the_limit(app: InProcess, depth: int) -> None:
+    """The same error however deep it is, alone and in a batch with its place."""
+    event = b'{"type":"a","data":%b%b}' % (b"[" * depth, b"]" * depth)
+    for body, place in ((event, "#"), (b'[{"type":"a"},%b]' % event, "#/1")):
+        status, problem = await post(app, body)
+        assert (status, problem["code"]) == (422, "invalid_event")
+        assert problem["detail"].endswith("nests more than 254 deep")
+        assert [each["pointer"] for each in problem["errors"]] == [place]
+
+
+@pytest.mark.parametrize("fault", ["1e400", r'"\ud800"', "9007199254740993.0"])
+async def test_what_cannot_be_kept_is_told_by_its_place(app: InProcess, fault: str) -> None:
+    """Of a batch, too, though none of its events was looked at yet."""
+    body = f'[{{"type":"a"}},{{"type":"a","data":{{"n":{fault}}}}}]'.encode()
+    status, problem = await post(app, body)
+    assert (status, problem["errors"][0]["pointer"]) == (422, "#/1/data/n")
 
 
 async def test_an_empty_batch_is_nothing(app: InProcess) -> None:
@@ -239,6 +258,11 @@ async def test_binary_mode(app: InProcess) -> None:
             b"\x89\xff",
             {"data_base64": base64.b64encode(b"\x89\xff").decode(), "datacontenttype": "image/png"},
         ),
+        (
+            "application/octet-stream; charset=binary",
+            b"\x00",
+            {"data_base64": "AA==", "datacontenttype": "application/octet-stream; charset=binary"},
+        ),
         ("application/json", b"null", {"data": None, "datacontenttype": "application/json"}),
         (None, b"", {"datacontenttype": "application/json"}),
         (None, b"5", {"data": 5, "datacontenttype": "application/json"}),
@@ -253,6 +277,50 @@ async def test_binary_data_by_its_content_type(
     assert {
         name: event[name] for name in ("data", "data_base64", "datacontenttype") if name in event
     } == wanted
+
+
+@pytest.mark.parametrize(
+    ("header", "subject"),
+    [
+        (r'"a \"b"', 'a "b'),
+        (r'"a\\b"', r"a\b"),
+        ('"a%20b"', "a b"),
+        ('"%22"', '"'),
+        ("a%20b", "a b"),
+        ('a"b', 'a"b'),
+        ('"a', '"a'),
+        (r'"a\"', r'"a\"'),
+        (r"a\b", r"a\b"),
+    ],
+)
+async def test_a_quoted_header_is_unescaped_first(app: InProcess, header: str, subject: str) -> None:
+    """Then percent-decoded; what is no quoted string is taken as it came (HTTP binding, section 3.1.3.2)."""
+    assert (await post(app, b"", None, ce_type="a", ce_subject=header))[0] == 202
+    assert (await stored(app))[0]["subject"] == subject
+
+
+@pytest.mark.parametrize(
+    ("header", "pointer"),
+    [
+        (("ce-subject", "%FF"), "#/subject"),
+        (("ce-data", "x"), "#/data"),
+        (("ce-datacontenttype", "x"), "#/datacontenttype"),
+        (("ce-type", "b"), "#/type"),
+        (("ce-time", "now"), "#/time"),
+    ],
+)
+async def test_a_bad_header_is_told_as_its_attribute(
+    app: InProcess, header: tuple[str, str], pointer: str
+) -> None:
+    """The pointer is that of the attribute in the event."""
+    response = await app.http.post("/events", headers=[("ce-type", "a"), header])
+    assert (response.status_code, response.json()["errors"][0]["pointer"]) == (422, pointer)
+
+
+async def test_a_batch_that_is_no_array_is_told_with_its_place(app: InProcess) -> None:
+    """The whole body."""
+    status, problem = await post(app, {"type": "a"}, BATCH)
+    assert (status, problem["errors"]) == (422, [{"pointer": "#", "detail": "not an array"}])
 
 
 @pytest.mark.parametrize(

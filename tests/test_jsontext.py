@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import GatewayError
-from gateway.jsontext import dumps, parse
+from gateway.jsontext import MAX_DEPTH, dumps, parse
 
 
 def code_of(data: bytes) -> str:
@@ -128,7 +128,6 @@ def test_what_is_no_json_number_is_400(text: bytes) -> None:
         b'"\xed\xa0\x80"',
         b"\xef\xbb\xbf{}",
         b'"\n"',
-        b"[" * 2000 + b"]" * 2000,
     ],
 )
 def test_what_is_no_json_is_400(text: bytes) -> None:
@@ -207,8 +206,48 @@ def test_any_bytes_are_a_value_or_an_error_of_ours(data: bytes) -> None:
         assert orjson.loads(dumps(value)) == value
 
 
-def test_what_is_nested_too_deeply_to_be_written_is_422() -> None:
-    """It can be read, but nobody could be sent it."""
-    with pytest.raises(GatewayError) as caught:
-        dumps(parse(b"[" * 600 + b"]" * 600))
+@pytest.mark.parametrize("depth", [MAX_DEPTH + 1, 600, 1024, 1025, 2000, 30_000])
+@pytest.mark.parametrize(("start", "end"), [(b"[", b"]"), (b'{"a":', b"}")])
+def test_what_is_nested_too_deeply_to_be_written_is_422(depth: int, start: bytes, end: bytes) -> None:
+    """Whether it could be read or not, nobody could be sent it; the error names the limit."""
+    with pytest.raises(GatewayError, match=f"nests more than {MAX_DEPTH} deep") as caught:
+        dumps(parse(start * depth + b"1" + end * depth))
     assert caught.value.code == "invalid_event"
+    assert dumps(parse(start * MAX_DEPTH + b"1" + end * MAX_DEPTH))
+
+
+@pytest.mark.parametrize(
+    "fault", [b"1e400", b"9007199254740993.0", rb'"\ud800"', rb'"x\n\",[\udc00"', rb'{"\ud800":1}']
+)
+@pytest.mark.parametrize(
+    ("around", "place"),
+    [
+        ("%b", "#"),
+        ("[%b]", "#/0"),
+        ('[{"a":[1,2]},{"b":{"c":%b}}]', "#/1/b/c"),
+        ('[["],[",{}],"[{\\"",[],[1,[%b,2]],3]', "#/3/1/0"),
+        ('{"é":"é€😀","\\u00e9/~":{"a":1,"b":[{},%b]}}', "#/é~1~0/b/1"),
+        ('{"a":{"b":1},"c":%b}', "#/c"),
+    ],
+)
+def test_a_fault_is_told_with_its_place(fault: bytes, around: str, place: str) -> None:
+    """A pointer to the value; of a member's name to its object."""
+    with pytest.raises(GatewayError) as caught:
+        parse(around.encode() % fault)
+    assert [each.pointer for each in caught.value.errors] == [place]
+
+
+def test_what_is_nested_too_deeply_is_told_by_its_element() -> None:
+    """And not by a path of a thousand segments."""
+    deep = b"[" * 1100 + b"]" * 1100
+    for text, place in ((b'[1,{"a":2},%b]', "#/2"), (b'{"a":%b}', "#"), (b' [{"a":%b}]', "#/0")):
+        with pytest.raises(GatewayError) as caught:
+            parse(text % deep)
+        assert [each.pointer for each in caught.value.errors] == [place]
+
+
+def test_a_fault_far_into_a_text_has_no_place() -> None:
+    """It would take too long to find out; that it is there is told."""
+    with pytest.raises(GatewayError) as caught:
+        parse(b"[" + b"1," * (1 << 20) + b"1e400]")
+    assert (caught.value.code, caught.value.errors[0].pointer) == ("invalid_event", "#")

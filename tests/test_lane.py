@@ -322,7 +322,7 @@ def _step(node: Node, clients: list[Client], op: str, number: int) -> None:
         lane.flush_now()
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     ops=st.lists(st.tuples(st.sampled_from(OPS), st.integers(0, 7)), max_size=60),
     size=st.integers(1, 4),

@@ -90,7 +90,7 @@ def test_whatever_looks_like_a_token_is_cut_out(text: str, shown: str) -> None:
     assert redact(text) == shown
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text())
 def test_a_line_is_one_line_without_control_characters(text: str) -> None:
     """No client writes a line of its own, nor moves a terminal's cursor."""

@@ -113,6 +113,23 @@ async def test_what_is_no_event_becomes_a_dead_letter(intake: Intake, payload: b
         read_again(intake, letter)
 
 
+@pytest.mark.parametrize(
+    ("payload", "place"),
+    [
+        (b'[{"type":"a"},{"id":"x"}]', "#/1/type"),
+        (b'[{"type":"a"},{"type":"a"},5]', "#/2"),
+        (b'[{"type":"a","data":1e400}]', "#/0/data"),
+        (b'[{"type":"a"},{"type":"a","data":"' + b"x" * 300 + b'"}]', "#/1"),
+    ],
+)
+async def test_the_reason_names_the_element_of_a_batch(intake: Intake, payload: bytes, place: str) -> None:
+    """Nobody sees more of the error than that."""
+    bad = message(payload)
+    with pytest.raises(GatewayError) as caught:
+        events_of(intake, bad)
+    assert letter_of(bad, caught.value).reason.endswith(f" (at {place})")
+
+
 async def test_a_letter_that_is_an_event_by_now_is_the_same_event_each_time(intake: Intake) -> None:
     """So that to redrive it twice doubles nothing."""
     letter = letter_of(message({"orderId": "o-1"}), GatewayError("invalid_event", "a schema refused it"))

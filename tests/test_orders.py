@@ -420,7 +420,19 @@ async def test_a_walk_while_orders_change(app: InProcess) -> None:
 
 
 @pytest.mark.parametrize(
-    "query", ["limit=0", "limit=1001", "limit=x", "limit=", "limit=-1", "after=nonsense", "after="]
+    "query",
+    [
+        "limit=0",
+        "limit=1001",
+        "limit=x",
+        "limit=",
+        "limit=-1",
+        "limit=0000000019999999999",
+        "limit=000000001" + "0" * 5000,
+        "after=nonsense",
+        "after=",
+    ],
+    ids=lambda query: query[:20],
 )
 async def test_bad_pages_are_400(app: InProcess, query: str) -> None:
     """A limit from 1 to 1,000, and a place that an answer gave."""

@@ -8,7 +8,7 @@ from gateway.tail import Tail
 from tests.support.core import History, body_of
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     sizes=st.lists(st.integers(0, 400), max_size=80),
     max_entries=st.integers(1, 12),
@@ -34,7 +34,7 @@ def test_the_window_is_the_end_of_the_log(
             assert (tail.get(after) is None) == (not tail.after < after <= head)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(1, 12))
 def test_between_is_a_slice_of_the_log(after: int, upto: int, max_entries: int) -> None:
     """Exactly the entries with after < offset <= upto, wherever the window's list was cut."""

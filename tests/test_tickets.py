@@ -184,7 +184,7 @@ async def test_a_token_too_large_for_a_url_gets_no_ticket() -> None:
         gate.tickets.issue(principal)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.text("abt=%", max_size=4), max_size=5), st.integers(0, 5))
 def test_taking_a_ticket_out_restores_the_query(parts: list[str], place: int) -> None:
     """Whatever the query is, it is as it was before the ticket was put in."""

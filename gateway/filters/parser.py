@@ -17,7 +17,9 @@ from gateway.filters.values import INT_MAX, INT_MIN, Scalar
 
 MAX_DEPTH: Final = 8
 MAX_TERMS: Final = 64
-MAX_BYTES: Final = 4096
+MAX_BYTES: Final = 4096  # of compact JSON, however the filter came
+# Of a filter's text, whose white space and escapes may take many times the compact form: as much as a client message.
+MAX_TEXT_BYTES: Final = 65_536
 
 # Where in a filter something stands: ("all", 1, "gt").
 Place: TypeAlias = tuple[str | int, ...]
@@ -31,7 +33,7 @@ def parse_filter(value: Any, *, where: str = "") -> Filter:
     at: Place = tuple(where.split("/")) if where else ()
     parsed = _Parser(MAX_DEPTH, MAX_TERMS).parse(value, at, 1)
     if len(jsontext.dumps(value)) > MAX_BYTES:
-        raise bad_filter(at, f"a filter has at most {MAX_BYTES} bytes")
+        raise bad_filter(at, f"a filter has at most {MAX_BYTES} bytes as compact JSON")
     return parsed
 
 
@@ -41,13 +43,22 @@ def parse_filter_json(text: str | bytes) -> Filter:
         data = (text if isinstance(text, str) else text.decode()).encode()
     except UnicodeError:
         raise bad_filter((), "the filter is no UTF-8", status=400) from None
-    if len(data) > MAX_BYTES:
-        raise bad_filter((), f"a filter has at most {MAX_BYTES} bytes")
+    if len(data) > MAX_TEXT_BYTES:
+        raise bad_filter((), f"a filter's text has at most {MAX_TEXT_BYTES} bytes")
+    return parse_filter(_parse_json(data))
+
+
+def _parse_json(data: bytes) -> Any:
     try:
-        value = jsontext.parse(data, what="the filter")
+        return jsontext.parse(data, what="the filter")
     except GatewayError as error:
-        raise bad_filter((), error.detail, status=error.status) from None
-    return parse_filter(value)
+        if error.code == "bad_json":
+            raise bad_filter((), error.detail, status=error.status) from None
+        refusal = bad_filter((), error.detail, status=error.status)
+    try:
+        return jsontext.parse_leniently(data)  # what cannot be kept is refused with its place
+    except ValueError:
+        raise refusal from None
 
 
 def restore_filter(text: bytes) -> Filter:
@@ -58,7 +69,12 @@ def restore_filter(text: bytes) -> Filter:
     """
     if text == NOTHING.canonical:
         return NOTHING
-    return _Parser(sys.maxsize, sys.maxsize).parse(jsontext.parse(text, what="the filter"), (), 1)
+    return parse_unlimited(jsontext.parse(text, what="the filter"))
+
+
+def parse_unlimited(value: Any) -> Filter:
+    """The filter of a JSON value whose size the gateway has bounded itself. Raises as `parse_filter`."""
+    return _Parser(sys.maxsize, sys.maxsize).parse(value, (), 1)
 
 
 def bad_filter(at: Place, detail: str, *, status: int | None = None) -> GatewayError:
@@ -111,7 +127,7 @@ class _Parser:
 
 def check_path(path: str, at: Place) -> None:
     """Raises GatewayError `bad_filter` where `path` is no attribute and no path into the payload."""
-    if not _is_text(path):
+    if not is_text(path):
         raise bad_filter(at, f"{_shown(path)} is no valid text")
     try:
         split_path(path)
@@ -124,7 +140,7 @@ def _shown(name: Any) -> str:
     return ascii(name)[:60]
 
 
-def _is_text(value: str) -> bool:
+def is_text(value: str) -> bool:
     """False for a lone surrogate, which no JSON that is sent can hold."""
     try:
         value.encode()
@@ -135,7 +151,7 @@ def _is_text(value: str) -> bool:
 
 def _scalar(value: Any, at: Place) -> Scalar:
     if type(value) is str:
-        fits = _is_text(value)
+        fits = is_text(value)
     elif type(value) is int:
         fits = INT_MIN <= value <= INT_MAX
     elif type(value) is float:
@@ -148,7 +164,7 @@ def _scalar(value: Any, at: Place) -> Scalar:
 
 
 def _text(value: Any, at: Place) -> str:
-    if type(value) is not str or not value or not _is_text(value):
+    if type(value) is not str or not value or not is_text(value):
         raise bad_filter(at, "must be a non-empty string")
     return value
 

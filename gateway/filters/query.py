@@ -7,7 +7,14 @@ from typing import Any, Final
 from gateway import jsontext
 from gateway.errors import GatewayError
 from gateway.filters.canonical import Filter
-from gateway.filters.parser import bad_filter, check_path, parse_filter
+from gateway.filters.parser import (
+    MAX_BYTES,
+    MAX_TERMS,
+    bad_filter,
+    check_path,
+    is_text,
+    parse_unlimited,
+)
 from gateway.filters.values import Scalar
 
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
@@ -20,18 +27,31 @@ def parse_query(pairs: Iterable[tuple[str, str]]) -> Filter | None:
     Raises GatewayError `bad_filter`, which names the parameter.
     """
     values: dict[str, list[str]] = {}
-    for name, value in pairs:
+    size = 0
+    for terms, (name, value) in enumerate(pairs, 1):
+        _check_pair(name, value)
+        # Counted as the caller wrote it, a repeated name once: that a value is meant in two ways is no term of his.
+        size += len(value.encode()) + (len(name.encode()) if name not in values else 0)
+        if terms > MAX_TERMS:
+            raise bad_filter((name,), f"a filter has at most {MAX_TERMS} terms")
+        if size > MAX_BYTES:
+            raise bad_filter((name,), f"a filter has at most {MAX_BYTES} bytes")
         values.setdefault(name, []).append(value)
     if not values:
         return None
-    return parse_filter({"all": [_one_of(name, wanted) for name, wanted in values.items()]})
+    return parse_unlimited({"all": [_one_of(name, wanted) for name, wanted in values.items()]})
+
+
+def _check_pair(name: str, value: str) -> None:
+    check_path(name, ())
+    if not is_text(value):
+        raise bad_filter((name,), "is no valid text")
+    if value == "*":
+        raise bad_filter((name,), "a lone * stands for nothing: leave the parameter out for any value")
 
 
 def _one_of(name: str, wanted: list[str]) -> dict[str, Any]:
     """The JSON of a parameter that may be repeated."""
-    check_path(name, ())
-    if "*" in wanted:
-        raise bad_filter((name,), "a lone * stands for nothing: leave the parameter out for any value")
     terms: list[dict[str, Any]] = [{"prefix": {name: value[:-1]}} for value in wanted if value.endswith("*")]
     exact = [meant for value in wanted if not value.endswith("*") for meant in _meanings(value)]
     if exact:

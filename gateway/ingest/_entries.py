@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import orjson
 
-from gateway.errors import GatewayError, Problem, pointer
+from gateway.errors import GatewayError, Problem, located, pointer
 from gateway.event import Event, derived_id, make_event, rfc3339
 from gateway.ingest.messages import source_of
 from gateway.intake import Intake
@@ -98,7 +98,7 @@ def letter_of(stream: str, entry: Entry, error: GatewayError, now: float) -> Dea
     """The dead letter of an entry that is no event: the same one, whoever reads it and however often."""
     id_, fields = entry
     payload = _payload(stream, id_, fields)
-    return DeadLetter(_derived_id(stream, id_), f"redis:{stream}", KIND, error.detail, now, 1, payload)
+    return DeadLetter(_derived_id(stream, id_), f"redis:{stream}", KIND, located(error), now, 1, payload)
 
 
 def _payload(stream: str, id_: str, fields: Sequence[bytes]) -> bytes:

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ from urllib.parse import unquote
 import orjson
 from starlette.responses import Response
 
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, Problem, pointer
 from gateway.event import Event, make_event
 from gateway.http import Call, limit_rate
 from gateway.idempotency import Perform, Slip, idempotent, respond
@@ -23,13 +24,15 @@ _BATCH_TYPE = "application/cloudevents-batch+json"
 NDJSON = "application/x-ndjson"
 _GROUP, _GROUP_BYTES = 1024, 512 << 10  # lines appended at once; parsed, they weigh up to 20 times as much
 _NOTHING = Appended(0, 0, 0)  # the log stores what it did in its place
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')  # RFC 7230, section 3.2.6
+_ESCAPED = re.compile(r"\\(.)")
 _LISTED_IDS = 1000  # ids told of a stream: its answer is bounded too
 
 
 async def publish(call: Call) -> Response:
     """The handler of the path."""
     await limit_rate(call)
-    if call.media_type == NDJSON and b"idempotency-key" not in call.headers:
+    if b"idempotency-key" not in call.headers and call.media_type == NDJSON:
         return await _publish_lines(call)
     return await _publish_whole(call)
 
@@ -37,7 +40,9 @@ async def publish(call: Call) -> Response:
 async def _prepare(call: Call, body: bytes) -> Perform:
     try:
         events = _events(call, body)
-    except GatewayError:
+    except GatewayError as error:
+        if "line" in error.members:  # counted where the line was read
+            raise _with_appended(call, error, error.members["line"], _NOTHING) from None
         call.node.intake.count_invalid(INGEST)
         raise
     call.node.intake.authorize(INGEST, events, call.principal)
@@ -81,7 +86,9 @@ def _events(call: Call, body: bytes) -> list[Event]:
 
 def _array(value: Any) -> list[Any]:
     if type(value) is not list:
-        raise GatewayError("invalid_event", "a batch is a JSON array of events")
+        raise GatewayError(
+            "invalid_event", "a batch is a JSON array of events", errors=[Problem("#", "not an array")]
+        )
     return value
 
 
@@ -91,10 +98,11 @@ def _binary_event(call: Call, media_type: str, body: bytes) -> Event:
     for name, text in call.request.headers.items():
         if name.startswith("ce-"):
             if name[3:] in value:
-                raise GatewayError("invalid_event", f"the header {name} was sent twice")
+                raise _bad_header(name[3:], f"the header {name} was sent twice")
             value[name[3:]] = _decode_header(name, text)
-    if "data" in value or "data_base64" in value or "datacontenttype" in value:
-        raise GatewayError("invalid_event", "data and its type are the body and Content-Type, no ce- headers")
+    own = next((name for name in ("data", "data_base64", "datacontenttype") if name in value), None)
+    if own is not None:
+        raise _bad_header(own, "data and its type are the body and Content-Type, no ce- headers")
     if media_type and media_type != "application/json":
         value["datacontenttype"] = call.request.headers["content-type"]
     if body:
@@ -103,15 +111,23 @@ def _binary_event(call: Call, media_type: str, body: bytes) -> Event:
 
 
 def _decode_header(name: str, text: str) -> str:
+    """Section 3.1.3.2: a quoted value is unescaped first, and then percent-decoded."""
+    if _QUOTED.fullmatch(text):
+        text = _ESCAPED.sub(r"\1", text[1:-1])
     try:
         return unquote(text.encode("latin-1").decode(), errors="strict")
     except UnicodeDecodeError:
-        raise GatewayError("invalid_event", f"the header {name} is not percent-encoded UTF-8") from None
+        raise _bad_header(name[3:], f"the header {name} is not percent-encoded UTF-8") from None
+
+
+def _bad_header(attribute: str, detail: str) -> GatewayError:
+    """The fault of a ce- header stands where its attribute stands in the event."""
+    return GatewayError("invalid_event", detail, errors=[Problem(pointer(attribute), detail)])
 
 
 def _binary_data(media_type: str, body: bytes) -> dict[str, Any]:
     if not media_type or media_type == "application/json" or media_type.endswith("+json"):
-        return {"data": parse(body)}
+        return {"data": parse(body, what="the data")}
     if media_type.startswith("text/"):
         try:
             return {"data": body.decode()}
@@ -160,10 +176,10 @@ class _Lines:
             self._writing = asyncio.ensure_future(self._call.node.intake.append(INGEST, group))
 
     async def finish(self) -> Appended:
-        """Everything taken is durable. `offset` is the highest place, or the head where nothing came."""
+        """Everything taken is durable. `offset` is the highest place, 0 where nothing came."""
         await self.flush()
         await self._written()
-        return self._done if self._done.offset else replace(self._done, offset=self._call.node.hub.position)
+        return self._done
 
     async def _written(self) -> None:
         if self._writing is None:
@@ -182,7 +198,12 @@ async def _publish_lines(call: Call) -> Response:
             await lines.take(each)
     except GatewayError as error:
         raise await _with_progress(call, lines, error) from None
-    return respond(call.node, _reply(lines.ids, await lines.finish()))
+    return respond(call.node, _reply(lines.ids, _placed(call, await lines.finish())))
+
+
+def _placed(call: Call, appended: Appended) -> Appended:
+    """With the head as its place where nothing came."""
+    return appended if appended.offset else replace(appended, offset=call.node.hub.position)
 
 
 async def _with_progress(call: Call, lines: _Lines, error: GatewayError) -> GatewayError:
@@ -191,8 +212,14 @@ async def _with_progress(call: Call, lines: _Lines, error: GatewayError) -> Gate
         appended = await lines.finish()
     except LogUnavailableError:
         return error
+    return _with_appended(call, error, error.members.get("line", lines.number + 1), appended)
+
+
+def _with_appended(call: Call, error: GatewayError, line: int, appended: Appended) -> GatewayError:
+    """The error of a line, with what was accepted before it."""
+    appended = _placed(call, appended)
     members = {
-        "line": error.members.get("line", lines.number + 1),
+        "line": line,
         "accepted": appended.accepted,
         "duplicates": appended.duplicates,
         "cursor": call.node.cursors.encode(call.log.epoch, appended.offset),

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import quote
 
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, located
 from gateway.event import DerivedDefaults, Event, derived_id, make_event
 from gateway.intake import Intake
 from gateway.jsontext import parse
@@ -105,7 +105,7 @@ def letter_of(message: Message, error: GatewayError) -> DeadLetter:
     """The dead letter of a message that is no event: the same one on every node."""
     channel = message.channel.decode(errors="backslashreplace")
     id_ = derived_id(message.milliseconds, message.identity.encode())
-    return DeadLetter(id_, f"redis:{channel}", KIND, error.detail, message.heard, 1, message.payload)
+    return DeadLetter(id_, f"redis:{channel}", KIND, located(error), message.heard, 1, message.payload)
 
 
 def read_again(intake: Intake, letter: DeadLetter) -> list[Event]:

@@ -6,9 +6,9 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-import orjson
 from starlette.types import Receive, Scope, Send
 
+from gateway import jsontext
 from gateway.auth import unauthenticated
 from gateway.connection import Connection, Socket
 from gateway.connections import retry_ms
@@ -295,10 +295,7 @@ class _Session:
 
 def _parse(text: str) -> dict[str, Any]:
     """The request that a text is, its members known and its `op` and `id` of the right type."""
-    try:
-        request = orjson.loads(text)
-    except (orjson.JSONDecodeError, UnicodeEncodeError) as error:
-        raise BadMessageError(f"the message is not JSON: {error}") from None
+    request = _json(text)
     if type(request) is not dict:
         raise BadMessageError("the message must be a JSON object")
     members = _MEMBERS.get(request["op"]) if type(request.get("op")) is str else None
@@ -310,6 +307,26 @@ def _parse(text: str) -> dict[str, Any]:
     if "id" in request and (type(request["id"]) is not str or len(request["id"]) > _MAX_ID):
         raise BadMessageError(f"id: must be a string of at most {_MAX_ID} characters")
     return request
+
+
+def _json(text: str) -> Any:
+    """The value of a text. What only its filter holds may be unfit to be kept: the filter's reader refuses it."""
+    try:
+        data = text.encode()
+        return jsontext.parse(data, what="the message")
+    except UnicodeEncodeError as error:
+        raise BadMessageError(f"the message is not JSON: {error}") from None
+    except GatewayError as error:
+        if error.code == "bad_json":
+            raise BadMessageError(error.detail) from None
+        refusal = BadMessageError(error.detail)
+    try:
+        value = jsontext.parse_leniently(data)
+        # Whatever else has it is quoted in answers, which could not be written then.
+        jsontext.dumps({**value, "filter": None} if type(value) is dict else value)
+    except (ValueError, GatewayError):
+        raise refusal from None
+    return value
 
 
 def _text(request: dict[str, Any], name: str) -> str:

@@ -206,6 +206,11 @@ async def test_so_many_subscriptions_and_no_more(start: Start) -> None:
         '{"op":"auth"}',
         '{"op":"ping","op":{}}',
         '{"op":"subscribe","id":"\\ud800"}',
+        '{"op":"subscribe","since":"\\ud800"}',
+        '{"op":"subscribe","\\ud800":1}',
+        '{"op":"subscribe","filter":{"exact":{"type":"\\ud800"}}',
+        '{"op":"ping","id":1e400}',
+        '"\\ud800"',
         "[" * 5000,
     ],
 )
@@ -241,6 +246,28 @@ async def test_requests_that_are_refused_do_not_count_as_bad(stand: Stand) -> No
             await client.send(id=str(at), **request)
             error = await client.receive()
             assert (error["op"], error["id"], error["code"]) == ("error", str(at), code)
+
+
+@pytest.mark.parametrize(
+    ("filter_", "place"),
+    [
+        ('{"exact":{"data.n":9007199254740993.0}}', "exact/data.n"),
+        ('{"exact":{"data.n":18446744073709551617}}', "exact/data.n"),
+        ('{"all":[{"exact":{"type":"t"}},{"gt":{"data.n":0.10000000000000000001}}]}', "all/1/gt/data.n"),
+        ('{"in":{"data.n":[1,1e400]}}', "in/data.n/1"),
+        ('{"exact":{"type":"\\ud800"}}', "exact/type"),
+    ],
+)
+async def test_a_filter_that_cannot_be_kept_is_a_bad_filter(stand: Stand, filter_: str, place: str) -> None:
+    """As over HTTP: nothing is rounded in silence; it names the request and the place, and is no bad message."""
+    client = await talk(stand)
+    for at in range(11):
+        await client.connection.send(f'{{"op":"subscribe","id":"{at}","filter":{filter_}}}')
+        error = await client.receive()
+        assert (error["op"], error["id"], error["code"]) == ("error", str(at), "bad_filter")
+        assert error["message"].startswith(f"{place}: ")
+    answer = await stand.http.get("/events", params={"filter": filter_})
+    assert (answer.status_code, answer.json()["detail"]) == (422, error["message"])
 
 
 async def test_a_binary_frame_closes(stand: Stand) -> None:

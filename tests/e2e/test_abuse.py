@@ -20,7 +20,7 @@ from tests.support.strategies import CALLS, CONTENT_TYPES, CURSORS, HEADER_VALUE
 from tests.support.tokens import SECRET, admin_token, bearer
 
 EVENT = {"type": "order.created", "subject": "o-1", "data": {"orderId": "o-1"}}
-RELAXED = settings(deadline=None, suppress_health_check=list(HealthCheck))
+RELAXED = settings(suppress_health_check=list(HealthCheck))
 
 
 LIMITS = {

@@ -26,7 +26,7 @@ from tests.support.sockets import (
 )
 from tests.support.strategies import JSON_TEXTS, expand
 
-RELAXED = settings(deadline=None, suppress_health_check=list(HealthCheck))
+RELAXED = settings(suppress_health_check=list(HealthCheck))
 OPS = {"hello", "subscribed", "event", "live", "gap", "leave", "unsubscribed", "auth", "at", "pong", "error"}
 MEMORY = 16 << 20  # bytes that one hostile client may cost, noise included
 RATE = 1000  # messages a second that this gateway takes of one client
