@@ -246,6 +246,7 @@ class _Stream:
             await asyncio.gather(reading, *storing, return_exceptions=True)
         for each in storing:
             each.result()
+        await self._group.acknowledge()
 
     def _count(self) -> int:
         return max(1, min(_MAX_PAGE, int(_PAGE_BYTES / self._bytes)))
@@ -258,7 +259,7 @@ class _Stream:
             except GatewayError as error:
                 batch.letters.append(letter_of(self.name, entry, error, self._now()))
         if page.entries:
-            mean = sum(len(each) for _, fields in page.entries for each in fields) / len(page.entries)
+            mean = sum([sum(map(len, fields)) for _, fields in page.entries]) / len(page.entries)
             self._bytes = max(mean, self._bytes + (mean - self._bytes) / 4)  # large ones are heeded at once
         return batch
 
@@ -272,7 +273,10 @@ class _Stream:
         finally:
             stored.set()
         await self._intake.bury("streams", f"redis:{self.name}", batch.letters, fence=self.fence)
-        await self._group.acknowledge(batch.ids)
+        if len(batch.ids) == _MAX_PAGE:  # there is more, or soon will be
+            self._group.acknowledge_soon(batch.ids)
+        else:
+            await self._group.acknowledge(batch.ids)
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,6 @@ async def _build(
             return
         args: list[Any] = [follower.epoch, follower.wanted_index, orders]
         for entry in map(entry_of_row, rows):
-            keys = index_keys(entry.body, paths)
-            args += (entry.subject or "", entry.offset, len(keys), *keys)
+            args += (entry.subject or "", entry.offset, orjson.dumps(index_keys(entry.body, paths)))
             after = entry.offset
         await scripts.REINDEX.run(clients.writes, *args)

@@ -311,13 +311,13 @@ class Writer:
         digest = digest_of(event.source, event.id)
         self._place.flying[digest] = event
         if event.subject is None:
-            args += (digest, event.json, b"", b"", 0)
+            args += (digest, event.json, b"", b"", b"")
             return
         keys = [f"type\0s:{event.type}"]
         if paths:
             keys += index_keys(event.body, paths)
         is_order = b"1" if event.type.startswith(ORDER) else b""
-        args += (digest, event.json, event.subject, is_order, len(keys), *keys)
+        args += (digest, event.json, event.subject, is_order, orjson.dumps(keys))
 
     # Retention
 

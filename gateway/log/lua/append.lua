@@ -4,7 +4,7 @@
 -- those after it carry along, lease and its value ('' for none), subject and offset that are expected ('' for none),
 -- key to remember ('' for none), digest, status, headers, body, whether the answer tells the counts, node, number of
 -- this call of the node's, whether it is repeated, number of events, the index that their keys are for; for
--- each event: digest, JSON, subject, whether it is an order's, number of index keys, index keys.
+-- each event: digest, JSON, subject ('' for none), whether it is an order's, its index keys as JSON.
 -- Returns what refuses it, or OK, head before, first, offset of each event.
 local SLACK = 60000000  -- microseconds; an event that is too old so soon is near to its end, too
 
@@ -22,7 +22,8 @@ end
 local now, events, since, margin = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local lease, expected, remembered = ARGV[7], ARGV[9], ARGV[11]
 local reply = P .. 'reply:' .. remembered
-local calls, number, count, at = P .. 'call:' .. ARGV[17], ARGV[18], tonumber(ARGV[20]), 22
+local calls, number, count = P .. 'call:' .. ARGV[17], ARGV[18], tonumber(ARGV[20])
+local BEGIN, SIZE = 22, 5  -- where the events' arguments begin, and how many each has
 
 -- One that is repeated because its answer was lost gets the answer of the first time, whatever came since.
 if ARGV[19] == '1' then
@@ -30,8 +31,7 @@ if ARGV[19] == '1' then
   if done == number then
     local digests = {}
     for n = 1, count do
-      digests[n] = ARGV[at]
-      at = at + 5 + tonumber(ARGV[at + 4])
+      digests[n] = ARGV[BEGIN + (n - 1) * SIZE]
     end
     local places = ask('HMGET', IDS, digests)
     for n = 1, count do
@@ -65,16 +65,13 @@ local stamp = string.format('%d', accepted)
 
 -- What the log has of these events and of their subjects, asked for at once.
 local digests, subjects, of = {}, {}, {}
-do
-  local i = at
-  for n = 1, count do
-    digests[n] = ARGV[i]
-    local subject = ARGV[i + 2]
-    if subject ~= '' and not of[subject] then
-      of[subject] = true
-      subjects[#subjects + 1] = subject
-    end
-    i = i + 5 + tonumber(ARGV[i + 4])
+for n = 1, count do
+  local at = BEGIN + (n - 1) * SIZE
+  local subject = ARGV[at + 2]
+  digests[n] = ARGV[at]
+  if subject ~= '' and not of[subject] then
+    of[subject] = true
+    subjects[#subjects + 1] = subject
   end
 end
 local known = ask('HMGET', IDS, digests)
@@ -92,7 +89,8 @@ end
 local places, placed, ids = {}, {}, {}
 local last = meta[5] or NONE
 for i = 1, count do
-  local digest, subject, size = digests[i], ARGV[at + 2], tonumber(ARGV[at + 4])
+  local at = BEGIN + (i - 1) * SIZE
+  local digest, subject = digests[i], ARGV[at + 2]
   local place = tonumber(known[i] or placed[digest] or 0)
   if place == 0 then
     head = head + 1
@@ -118,16 +116,10 @@ for i = 1, count do
       elseif prev ~= '0' and it.order == prev then
         it.behind = it.keys
       end
-      it.latest = text
-      it.list = {}
-      for k = 1, size do
-        it.list[k] = ARGV[at + 4 + k]
-      end
-      it.keys = cmsgpack.pack(it.list)
+      it.latest, it.keys, it.is_new = text, ARGV[at + 4], true
     end
   end
   places[i] = place
-  at = at + 5 + size
 end
 
 local latest, order, keys, gone, kept = {}, {}, {}, {}, {}
@@ -153,7 +145,7 @@ local function collect_drops(family, packed, stay, subject)
   for _, key in ipairs(stay) do
     staying[key] = true
   end
-  for _, key in ipairs(cmsgpack.unpack(packed)) do
+  for _, key in ipairs(cjson.decode(packed)) do
     if not staying[key] then
       local group = group_of(dropping, family .. key)
       group[#group + 1] = subject
@@ -163,7 +155,8 @@ end
 
 for n, subject in ipairs(subjects) do
   local it = of[subject]
-  if it.list then
+  if it.is_new then
+    local list = cjson.decode(it.keys)
     local was_latest, was_order = latest0[n] or '0', order0[n] or '0'
     latest[#latest + 1] = it.latest
     latest[#latest + 1] = subject
@@ -173,12 +166,12 @@ for n, subject in ipairs(subjects) do
     end
     if it.keys ~= keys0[n] then
       if keys0[n] then
-        collect_drops(X, keys0[n], it.list, subject)
+        collect_drops(X, keys0[n], list, subject)
       end
       keys[#keys + 1] = subject
       keys[#keys + 1] = it.keys
     end
-    for _, key in ipairs(it.list) do
+    for _, key in ipairs(list) do
       add(X .. key, it.latest, subject)
     end
     local was_behind = behind0[n] or false
@@ -190,7 +183,7 @@ for n, subject in ipairs(subjects) do
     end
     if it.behind and (was_behind ~= it.behind or it.order ~= was_order) then
       call('HSET', BEHIND, subject, it.behind)
-      for _, key in ipairs(cmsgpack.unpack(it.behind)) do
+      for _, key in ipairs(cjson.decode(it.behind)) do
         add(Y .. key, it.order, subject)
       end
     end

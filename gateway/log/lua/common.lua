@@ -8,7 +8,7 @@
 -- {gateway}:latest  sorted set: subject by the offset of its latest event
 -- {gateway}:orders  sorted set: subject by the offset of its latest order.* event
 -- {gateway}:kept    hash: offset -> prev, accepted, JSON of a latest event that the log has dropped
--- {gateway}:keys    hash: subject -> the index keys of its latest event
+-- {gateway}:keys    hash: subject -> the index keys of its latest event, as JSON
 -- {gateway}:behind  hash: subject -> those of its latest order.* event where that stands behind a later one
 -- {gateway}:x:KEY   sorted set: the subjects whose latest event has that index key, by offset
 -- {gateway}:y:KEY   sorted set: the same for latest order.* events behind later ones
@@ -72,7 +72,7 @@ local function drop_keys(family, packed, stay, subject)
   for _, key in ipairs(stay) do
     staying[key] = true
   end
-  for _, key in ipairs(cmsgpack.unpack(packed)) do
+  for _, key in ipairs(cjson.decode(packed)) do
     if not staying[key] then
       call('ZREM', family .. key, subject)
     end

@@ -60,7 +60,7 @@ local function evict_latest(set, first, since, limit)
       call('ZREM', ORDERS, subject)
     end
     if is_latest then
-      drop_keys(X, call('HGET', KEYS_OF, subject) or cmsgpack.pack({}), {}, subject)
+      drop_keys(X, call('HGET', KEYS_OF, subject) or '[]', {}, subject)
       call('HDEL', KEYS_OF, subject)
       call('ZREM', LATEST, subject)
     end
