@@ -13,8 +13,10 @@ ARGS ?=
 run: $(INSTALLED) ## starts the gateway on SQLite; settings by ARGS="--port 9000" or GATEWAY_…
 	@exec $(BIN)/gateway serve $(ARGS)
 
+# Those that start whole gateways have the machine to themselves; the others mostly wait, so two run at a time.
 test: $(DEVELOP) system lint ## everything but the long tests
-	$(BIN)/pytest -m "not torture" $(ARGS)
+	$(BIN)/pytest -m "not torture" -n 2 --dist loadfile --ignore tests/e2e
+	$(BIN)/pytest -m "not torture" tests/e2e
 
 lint: $(DEVELOP)
 	$(BIN)/ruff check $(CODE)

@@ -121,7 +121,7 @@ class Intake:
         if sparing is None:
             sparing = self._buried[origin] = Sparing(_BURIED_SECONDS, self._monotonic)
         if count := sparing.take(len(letters)):
-            reason = letters[-1].reason[:_MAX_REASON]
+            reason = _unicode(letters[-1].reason[:_MAX_REASON])
             logger.warning("%d of %s went to the dead letters, the last because %s", count, origin, reason)
 
     async def put_back(

@@ -273,7 +273,16 @@ async def test_a_bad_filter_is_refused_and_names_the_place(stand: Stand, transpo
 async def test_an_event_arrives_as_it_was_sent(stand: Stand, transport: str) -> None:
     """Line breaks of all kinds, the whole of Unicode and numbers of all sizes, live and replayed."""
     text = "a\nb\r\nc\rd\u2028e\u2029f\x85g\x00\U0001f600 data: id: event:"
-    sent = event("odd", "o\n1", text=text, big=2**63, small=-(2**63), exact=0.1, none=None, deep=[[{"": ""}]])
+    sent = event(
+        "odd",
+        "o\u2028\U0001f600",
+        text=text,
+        big=2**63,
+        small=-(2**63),
+        exact=0.1,
+        none=None,
+        deep=[[{"": ""}]],
+    )
     stream = stand.client(transport).open()
     await anext(stream)
     await stand.publish(sent)
