@@ -141,9 +141,19 @@ FAULTS: dict[str, Fault] = {
     "the network is cut for 2 s": cut_the_network,
     "one gateway is cut off in silence": cut_one_node_off,
 }
+# What takes long, or is much like another, is left to `make torture`.
+LONG: frozenset[str] = frozenset(
+    (
+        "SIGTERM of a gateway",
+        "SIGSTOP of the lease holder for 10 s",
+        "one gateway is cut off in silence",
+    )
+)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault", [pytest.param(each, marks=[pytest.mark.torture] if each in LONG else []) for each in FAULTS]
+)
 async def test_nothing_is_lost_or_doubled(fault: str, tmp_path: Path, redis_factory: RedisFactory) -> None:
     """Whatever breaks while 14 publish over HTTP, channels and streams, and 50 listen over all transports."""
     async with running_trial(tmp_path, redis_factory) as trial:
