@@ -271,6 +271,24 @@ async def test_a_log_that_has_lost_its_end_is_another_one(appended: int, redis_s
             assert (node.offsets[-1], len(node.resets)) == (9 + appended, 1)
 
 
+async def test_no_lease_outlives_the_end_of_its_log(nodes: Nodes, redis_server: RedisServer) -> None:
+    """What was to stand behind lost events is refused, though Redis still had the lease: they come again first."""
+    node = await nodes.open(redis_server.url)
+    fence = await node.log.lease("ingest", 600)
+    await node.append(*events(8), fence=fence)
+    redis_server.call("SAVE")
+    await node.append(*events(2, "lost"), fence=fence)
+    epoch = node.log.epoch
+    redis_server.kill9()
+    redis_server.start()
+    assert redis_server.call("EXISTS", "{gateway}:lease:ingest")
+    await assert_lost(node, epoch, 10)
+    with pytest.raises(FencedError):
+        await node.append(event("behind them"), fence=fence)
+    again = await node.log.lease("ingest", 600)
+    assert await node.append(*events(2, "lost"), fence=again) == Appended(2, 0, 10)
+
+
 async def test_a_log_that_has_lost_its_end_is_noticed_on_a_connection_that_lives(
     nodes: Nodes, redis_server: RedisServer
 ) -> None:
