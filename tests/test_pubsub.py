@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator
 import redis.asyncio as aioredis
 
 from gateway.ingest.pubsub import TURN_SECONDS
-from tests.support.listeners import Listener, listeners, until
+from tests.support.listeners import Listener, listeners
 from tests.support.redis_server import RedisServer
+from tests.support.waiting import until
 
 EQUAL = b'{"orderId":"o-1"}'
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
@@ -13,20 +13,9 @@ from gateway.ingest.streams import StreamIngest
 from gateway.redis_clients import RedisClients
 from tests.support.app import InProcess, in_process
 from tests.support.redis_server import RedisFactory, RedisServer
-
-PATIENCE = 60  # seconds
+from tests.support.waiting import until
 
 Json = dict[str, Any]
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    """Returns when the condition, which may be awaited, holds."""
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            held = condition()
-            if await held if isinstance(held, Awaitable) else held:
-                return
-            await asyncio.sleep(0.01)
 
 
 @asynccontextmanager

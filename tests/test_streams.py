@@ -11,7 +11,8 @@ from gateway.ingest import streams
 from gateway.intake import Intake, Sizes
 from gateway.metrics import Metrics
 from tests.support.redis_server import RedisFactory, RedisServer
-from tests.support.streams import STREAM, Source, StreamNode, stream_node, until
+from tests.support.streams import STREAM, Source, StreamNode, stream_node
+from tests.support.waiting import until
 
 AOF: Any = {"appendonly": "yes", "appendfsync": "always"}
 

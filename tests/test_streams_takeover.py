@@ -13,7 +13,8 @@ from gateway.ingest.streams import StreamIngest
 from gateway.redis_clients import RedisClients
 from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisFactory, RedisServer
-from tests.support.streams import STREAM, Source, StreamNode, stream_node, trickle, until
+from tests.support.streams import STREAM, Source, StreamNode, stream_node, trickle
+from tests.support.waiting import until
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Nodes that listen to one Redis's pub/sub and append to the log in it, each with clients of its own, in one process."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,18 +14,7 @@ from gateway.metrics import Metrics
 from gateway.redis_clients import RedisClients
 from gateway.tasks import end
 from tests.support.redis_server import RedisServer
-
-PATIENCE = 60  # seconds
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    """Returns when the condition, which may be awaited, holds."""
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            held = condition()
-            if await held if isinstance(held, Awaitable) else held:
-                return
-            await asyncio.sleep(0.01)
+from tests.support.waiting import until
 
 
 class CountingLog(RedisLog):

@@ -3,10 +3,10 @@
 import asyncio
 import itertools
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from gateway.ingest.streams import StreamIngest
 from gateway.intake import Intake, Sizes
@@ -17,8 +17,8 @@ from gateway.metrics import Metrics
 from gateway.redis_clients import RedisClients
 from gateway.tasks import end
 from tests.support.redis_server import RedisServer
+from tests.support.waiting import until
 
-PATIENCE: Final = 60.0  # seconds
 SUBJECTS: Final = 3
 STREAM: Final = "in"
 GROUP: Final = "gateway"
@@ -30,16 +30,6 @@ for n = tonumber(ARGV[1]), tonumber(ARGV[1]) + tonumber(ARGV[2]) - 1 do
     'data', '[' .. n .. ',"' .. string.rep('x', tonumber(ARGV[3])) .. '"]')
 end
 """
-
-
-async def until(condition: Callable[[], Any], patience: float = PATIENCE) -> None:
-    """Returns when the condition, which may be awaited, holds."""
-    async with asyncio.timeout(patience):
-        while True:
-            held = condition()
-            if await held if isinstance(held, Awaitable) else held:
-                return
-            await asyncio.sleep(0.01)
 
 
 class Source:
