@@ -158,7 +158,8 @@ class _Stream:
             self._failed(str(error))
         except UNREACHABLE as error:
             self._failed(self._clients.explain(error))
-        except Exception:  # a fault of ours: said with its traceback, and tried again, since the entries still wait
+        except Exception:
+            # A fault of ours: said with its traceback, and tried again, since the entries still wait.
             logger.exception("reading stream %s failed", self.name)
             self._failed("it failed: see the gateway's log")
         await self._wait(self._pause)
