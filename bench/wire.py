@@ -17,9 +17,9 @@ _DIGITS: Final = 8
 TOKEN_BYTES: Final = len(MARK) + _DIGITS
 _TOKEN = re.compile(MARK + rb"(\d{%d})" % _DIGITS)
 
-# A ping begins a read or follows the end of a text frame's JSON, in which no such byte can stand.
 PING_BYTE: Final = 0x89
-_PING = re.compile(rb"(?:\A|\})\x89([\x00-\x7d])", re.DOTALL)
+_JSON_END: Final = 0x7D
+_LONGEST_PING: Final = 125  # bytes of payload
 _PONG: Final = 0x8A
 _TEXT: Final = 0x81
 _MASKED: Final = 0x80
@@ -50,11 +50,17 @@ def count_events(chunk: bytes) -> int:
 
 
 def pongs(chunk: bytes) -> bytes:
-    """The answers to the pings in what a WebSocket server sent."""
+    """The answers to the pings in what a WebSocket server sent.
+
+    A ping begins a read or follows the end of a text frame's JSON, in which no such byte can stand.
+    """
     answers = b""
-    for ping in _PING.finditer(chunk):
-        payload = chunk[ping.end() : ping.end() + ping[1][0]]
-        answers += bytes((_PONG, _MASKED | len(payload))) + _ZERO_MASK + payload
+    at = chunk.find(PING_BYTE)
+    while 0 <= at < len(chunk) - 1:
+        length = chunk[at + 1]
+        if (at == 0 or chunk[at - 1] == _JSON_END) and length <= _LONGEST_PING:
+            answers += bytes((_PONG, _MASKED | length)) + _ZERO_MASK + chunk[at + 2 : at + 2 + length]
+        at = chunk.find(PING_BYTE, at + 1)
     return answers
 
 

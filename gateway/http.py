@@ -4,7 +4,6 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -25,7 +24,6 @@ from gateway.protocols import EXTENSION
 
 logger = logging.getLogger(__name__)
 
-_NO_DEADLINE: AbstractAsyncContextManager[object] = nullcontext()
 PROBLEM = "application/problem+json"
 JSON = "application/json"
 
@@ -116,8 +114,12 @@ class Call:
 
     async def _receive(self) -> tuple[bytes, bool]:
         """The body's next bytes, and whether more will come. Raises as `chunks`."""
+        socket = self.request.scope.get("extensions", {}).get(EXTENSION)
+        whole = socket and socket.take_body(self.request.receive)
+        if whole is not None:
+            return whole, False
         try:
-            async with self._deadline():
+            async with asyncio.timeout(self.node.settings.request_timeout):
                 message = await self.request.receive()
         except TimeoutError:
             raise GatewayError(
@@ -126,13 +128,6 @@ class Call:
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         return message.get("body", b""), message.get("more_body", False)
-
-    def _deadline(self) -> AbstractAsyncContextManager[object]:
-        """For the body's next byte; none where the whole body is here, as it is for most requests."""
-        socket = self.request.scope.get("extensions", {}).get(EXTENSION)
-        if socket is not None and socket.body_complete:
-            return _NO_DEADLINE
-        return asyncio.timeout(self.node.settings.request_timeout)
 
     async def body(self, limit: int | None = None) -> bytes:
         """The whole body. Raises as `chunks`, and `too_large` beyond `limit` bytes (a batch's, if None)."""

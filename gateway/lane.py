@@ -112,7 +112,7 @@ class Lane:
             self._data = data
             self._remaining = dict(self.sinks)
             return self._write_slice(budget)
-        for sink, write in list(self.sinks.items()):  # a write may take its client off the lane
+        for sink, write in self.sinks.copy().items():  # a write may take its client off the lane
             try:
                 write(data)
             except Exception as error:  # noqa: BLE001 - one bad peer never stops the others
