@@ -28,10 +28,9 @@ _DISALLOWED = re.compile(
     + "]"
 )
 _EXTENSION = re.compile(r"[a-z0-9]{1,20}", re.ASCII)
-_RFC3339 = re.compile(
-    r"(?!0000)\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])[Tt](?:[01]\d|2[0-3]):[0-5]\d:(?:[0-5]\d|60)"
-    r"(?:\.\d+)?(?:[Zz]|[+-](?:[01]\d|2[0-3]):[0-5]\d)",
-    re.ASCII,
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
+_TIME = re.compile(
+    r"[Tt](?:[01]\d|2[0-3]):[0-5]\d:(?:[0-5]\d|60)(?:\.\d+)?(?:[Zz]|[+-](?:[01]\d|2[0-3]):[0-5]\d)", re.ASCII
 )
 # RFC 3986's characters, and those beyond ASCII that an IRI has: no spaces, no controls, no quotes, and a percent
 # sign only before two hexadecimal digits.
@@ -192,7 +191,7 @@ def _without_nulls(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_no_attribute(name: str) -> bool:
-    return name not in _CHECKS and _EXTENSION.fullmatch(name) is None
+    return name not in _TEXTS and name not in _RULES and _EXTENSION.fullmatch(name) is None
 
 
 def _faults(value: dict[str, Any]) -> list[tuple[str, str]]:
@@ -200,17 +199,19 @@ def _faults(value: dict[str, Any]) -> list[tuple[str, str]]:
     if "type" not in value:
         faults.append(("type", "is required"))
     for name, attribute in value.items():
-        # Most attributes end here: a call for each would take longer than all else about an event.
-        if name == "data" or (
-            name in _TEXTS
-            and type(attribute) is str
-            and attribute
-            and attribute.isascii()
-            and attribute.isprintable()
-        ):
+        # Inline: a call for each of an event's attributes would take longer than all else about it.
+        if name in _TEXTS:
+            if type(attribute) is str and attribute and attribute.isascii() and attribute.isprintable():
+                continue
+            fault = _text_fault(attribute)
+        elif name == "data":
             continue
-        check = _CHECKS.get(name, _check_extension)
-        fault = check(name, attribute)
+        elif name in _RULES:
+            holds, fault = _RULES[name]
+            if type(attribute) is str and holds(attribute):
+                continue
+        else:
+            fault = _extension_fault(name, attribute)
         if fault:
             faults.append((name, fault))
     if "data" in value and "data_base64" in value:
@@ -218,33 +219,31 @@ def _faults(value: dict[str, Any]) -> list[tuple[str, str]]:
     return faults
 
 
-def _check_text(_name: str, value: Any) -> str | None:
+def _text_fault(value: Any) -> str | None:
     if type(value) is not str or not value:
         return "must be a non-empty string"
-    return _check_characters(value)
+    return _character_fault(value)
 
 
-def _check_characters(text: str) -> str | None:
+def _character_fault(text: str) -> str | None:
     if _DISALLOWED.search(text) is None:
         return None
     return "must have no control characters, surrogates or noncharacters"
 
 
-def _check_media_type(_name: str, value: Any) -> str | None:
-    return None if type(value) is str and _is_media_type(value) else "must be a media type: type/subtype"
+def _extension_fault(name: str, value: Any) -> str | None:
+    if _EXTENSION.fullmatch(name) is None:
+        return "is no CloudEvents attribute: extensions are named by 1 to 20 of a-z and 0-9"
+    if value is None or type(value) in (dict, list):
+        return "an extension attribute is a string, a number or a boolean"
+    if type(value) is str and not (value.isascii() and value.isprintable()):
+        return _character_fault(value)
+    return None
 
 
 @lru_cache(maxsize=256)  # producers have few
 def _is_media_type(text: str) -> bool:
-    return _MEDIA_TYPE.fullmatch(text) is not None and _check_characters(text) is None
-
-
-def _check_specversion(_name: str, value: Any) -> str | None:
-    return None if value == SPECVERSION else 'must be "1.0"'
-
-
-def _check_uri(_name: str, value: Any) -> str | None:
-    return None if type(value) is str and _is_uri_reference(value) else "must be a non-empty URI reference"
+    return _MEDIA_TYPE.fullmatch(text) is not None and _character_fault(text) is None
 
 
 @lru_cache(maxsize=1024)  # producers have few sources
@@ -252,47 +251,34 @@ def _is_uri_reference(text: str) -> bool:
     return _URI_REFERENCE.fullmatch(text) is not None
 
 
-def _check_time(_name: str, value: Any) -> str | None:
-    return None if type(value) is str and is_rfc3339(value) else "must be an RFC 3339 time with an offset"
-
-
-def _check_base64(_name: str, value: Any) -> str | None:
+def _is_base64(text: str) -> bool:
     try:
-        base64.b64decode(value if type(value) is str else "!", validate=True)
+        base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        return "must be base64"
-    return None
-
-
-def _check_extension(name: str, value: Any) -> str | None:
-    if _EXTENSION.fullmatch(name) is None:
-        return "is no CloudEvents attribute: extensions are named by 1 to 20 of a-z and 0-9"
-    if value is None or type(value) in (dict, list):
-        return "an extension attribute is a string, a number or a boolean"
-    if type(value) is str and not (value.isascii() and value.isprintable()):
-        return _check_characters(value)
-    return None
-
-
-_CHECKS: Final[dict[str, Callable[[str, Any], str | None]]] = {
-    **dict.fromkeys(_TEXTS, _check_text),
-    "specversion": _check_specversion,
-    "source": _check_uri,
-    "dataschema": _check_uri,
-    "datacontenttype": _check_media_type,
-    "time": _check_time,
-    "data_base64": _check_base64,
-}
+        return False
+    return True
 
 
 def is_rfc3339(text: str) -> bool:
     """Whether `text` is a full RFC 3339 time with offset and a real date (leap second 60 allowed)."""
-    return _RFC3339.fullmatch(text) is not None and (text[8:10] <= "28" or _is_date(text[:10]))
+    return _TIME.fullmatch(text, 10) is not None and _is_date(text[:10])
 
 
+@lru_cache(maxsize=64)  # most events are of today
 def _is_date(text: str) -> bool:
     try:
         date.fromisoformat(text)
     except ValueError:
         return False
-    return True
+    return _DATE.fullmatch(text) is not None
+
+
+# What the text of an attribute must be, and what is said where it is not.
+_RULES: Final[dict[str, tuple[Callable[[str], bool], str]]] = {
+    "specversion": (SPECVERSION.__eq__, 'must be "1.0"'),
+    "source": (_is_uri_reference, "must be a non-empty URI reference"),
+    "dataschema": (_is_uri_reference, "must be a non-empty URI reference"),
+    "datacontenttype": (_is_media_type, "must be a media type: type/subtype"),
+    "time": (is_rfc3339, "must be an RFC 3339 time with an offset"),
+    "data_base64": (_is_base64, "must be base64"),
+}

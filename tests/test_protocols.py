@@ -105,7 +105,7 @@ HTTP_ATTRIBUTES: dict[str, Any] = {
     "headers": None,
 }
 HTTP_REQUEST_ATTRIBUTES = {"url"}  # set by on_message_begin
-FLOW_MEMBERS = {"write_paused", "drain", "_is_writable_event"}
+FLOW_MEMBERS = {"write_paused", "drain", "resume_reading", "_is_writable_event"}
 CYCLE_MEMBERS = {
     "chunked_encoding",
     "default_headers",
