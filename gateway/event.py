@@ -199,9 +199,10 @@ def _faults(value: dict[str, Any]) -> list[tuple[str, str]]:
     if "type" not in value:
         faults.append(("type", "is required"))
     for name, attribute in value.items():
-        # Inline: a call for each of an event's attributes would take longer than all else about it.
+        # Inline: a call for each of an event's attributes would take longer than all else about it. What is
+        # printable has no character that is disallowed.
         if name in _TEXTS:
-            if type(attribute) is str and attribute and attribute.isascii() and attribute.isprintable():
+            if type(attribute) is str and attribute and attribute.isprintable():
                 continue
             fault = _text_fault(attribute)
         elif name == "data":
@@ -236,7 +237,7 @@ def _extension_fault(name: str, value: Any) -> str | None:
         return "is no CloudEvents attribute: extensions are named by 1 to 20 of a-z and 0-9"
     if value is None or type(value) in (dict, list):
         return "an extension attribute is a string, a number or a boolean"
-    if type(value) is str and not (value.isascii() and value.isprintable()):
+    if type(value) is str and not value.isprintable():
         return _character_fault(value)
     return None
 

@@ -107,11 +107,13 @@ HTTP_ATTRIBUTES: dict[str, Any] = {
 HTTP_REQUEST_ATTRIBUTES = {"url"}  # set by on_message_begin
 FLOW_MEMBERS = {"write_paused", "drain", "resume_reading", "_is_writable_event"}
 CYCLE_MEMBERS = {
+    "body",
     "chunked_encoding",
     "default_headers",
     "disconnected",
     "keep_alive",
     "message_event",
+    "more_body",
     "on_response",
     "response_complete",
     "response_started",

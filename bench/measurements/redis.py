@@ -35,6 +35,11 @@ end
 return count
 """
 
+# 1 while the append-only file is being rewritten.
+_REWRITING: Final = """
+return tonumber(string.match(redis.call('INFO', 'persistence'), 'aof_rewrite_in_progress:(%d)'))
+"""
+
 
 def measure_streams(scale: Scale) -> Report:
     table = Table(
@@ -72,6 +77,8 @@ def _receive(redis: Redis, client: Client, count: int) -> float:
     client.expect(numbers)
     _fill(redis, numbers, _PREPARED)
     redis.call("XGROUP", "CREATE", _PREPARED, "gateway", "0")
+    while redis.call("EVAL", _REWRITING, 0) != b":0\r\n":  # what the preparation has set off is no part of it
+        time.sleep(_SAMPLE_SECONDS)
     began = time.monotonic()
     redis.call("RENAME", _PREPARED, _STREAM)
     client.receive()
