@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Final
 
 _LIBRARIES: Final = (
@@ -110,6 +111,11 @@ def _line(cells: Sequence[str]) -> str:
 def number(value: float) -> str:
     """`value` to three digits, large ones whole: 0.0123, 1.23, 12.3, 1,230."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def medians(turns: Sequence[Sequence[float]]) -> list[float]:
+    """Of turns with the same figures, the median of each figure."""
+    return [median(each) for each in zip(*turns, strict=True)]
 
 
 def machine() -> str:

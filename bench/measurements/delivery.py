@@ -1,12 +1,11 @@
 """Many subscribers of one stream: CPU per delivery, latency and rate, against the plain way."""
 
 import time
-from statistics import median
 from typing import Final
 
 from bench.client import Client, Run
 from bench.connection import TRANSPORTS
-from bench.report import Report, Scale, Table, Target
+from bench.report import Report, Scale, Table, Target, medians
 from bench.server import GATEWAY, PLAIN, Program, running
 
 IN_FLIGHT: Final = (1, 2, 16)
@@ -31,27 +30,21 @@ def measure(scale: Scale) -> Report:
         for _ in range(scale.turns):
             for program, done in rounds.items():
                 done.append(_measure_server(program, transport, scale))
-        medians = {program: _medians(done) for program, done in rounds.items()}
-        for program, loads in medians.items():
-            table.rows += [(transport, program.name, load, *found) for load, found in loads.items()]
+        found = {
+            program: {load: medians([each[load] for each in done]) for load in done[0]}
+            for program, done in rounds.items()
+        }
+        for program, loads in found.items():
+            table.rows += [(transport, program.name, load, *row) for load, row in loads.items()]
         targets += [
             Target(
                 f"{transport}, {in_flight} in flight: CPU per delivery as a share of the plain way's",
-                medians[GATEWAY][_in_flight(in_flight)][0] / medians[PLAIN][_in_flight(in_flight)][0],
+                found[GATEWAY][_in_flight(in_flight)][0] / found[PLAIN][_in_flight(in_flight)][0],
                 share,
             )
             for in_flight, share in _SHARES.items()
         ]
     return Report(table, targets)
-
-
-def _medians(rounds: list[dict[str, Figures]]) -> dict[str, Figures]:
-    """Of each load, each figure's median."""
-    medians: dict[str, Figures] = {}
-    for load in rounds[0]:
-        cpu, p50, p99, rate = (median(each[load][index] for each in rounds) for index in range(4))
-        medians[load] = (cpu, p50, p99, rate)
-    return medians
 
 
 def _in_flight(events: int) -> str:
