@@ -36,6 +36,7 @@ class Scale:
     settle: float = 3.0
     filters: int = 10_000
     rounds: int = 9
+    round_seconds: float = 1.0
     lines: int = 200_000
     few_subjects: int = 1000
     many_subjects: int = 1_000_000
@@ -53,6 +54,7 @@ QUICK: Final = Scale(
     settle=0.1,
     filters=100,
     rounds=1,
+    round_seconds=0.2,
     lines=2000,
     few_subjects=100,
     many_subjects=2000,

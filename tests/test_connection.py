@@ -12,8 +12,9 @@ from gateway.errors import GatewayError
 from gateway.filters import parse_filter
 from gateway.since import Start, parse_since
 from gateway.wire import Blocks, Lines, Wire
-from tests.support.app import InProcess, in_process, until
+from tests.support.app import InProcess, in_process
 from tests.support.core import Peer, body_of
+from tests.support.waiting import until
 
 LINES, BLOCKS = Lines(), Blocks()
 PAID = {"exact": {"data.status": "paid"}}

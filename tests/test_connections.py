@@ -17,8 +17,8 @@ from gateway.log.sqlite import SqliteLog
 from gateway.metrics import Metrics
 from gateway.principal import OPEN, Principal
 from gateway.wire import Blocks, Lines
-from tests.support.app import until
 from tests.support.core import NOON, Clock, Peer, Schedule
+from tests.support.waiting import until
 
 TYPE_A = parse_filter({"exact": {"type": "a"}})
 

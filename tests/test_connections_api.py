@@ -11,11 +11,12 @@ from gateway.connections_api import _joined
 from gateway.peers import Answers
 from gateway.transports.websocket import AUTH_SECONDS
 from gateway.wire import Lines
-from tests.support.app import Exchange, InProcess, in_process, until
+from tests.support.app import Exchange, InProcess, in_process
 from tests.support.core import Peer
 from tests.support.gateway import make_settings, running_gateway
 from tests.support.http_clients import SseClient
 from tests.support.tokens import EVERYTHING, SECRET, admin_token, bearer, make_token, reader
+from tests.support.waiting import until
 
 ADMIN = bearer(admin_token())
 PAID = {"exact": {"data.status": "paid"}}

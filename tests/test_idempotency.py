@@ -12,8 +12,9 @@ import pytest
 from gateway.limits import Rates
 from gateway.log import Appended, LogUnavailableError, Remember
 from gateway.log.sqlite import SqliteLog
-from tests.support.app import Exchange, InProcess, in_process, until
+from tests.support.app import Exchange, InProcess, in_process
 from tests.support.tokens import EVERYTHING, SECRET, bearer, make_token
+from tests.support.waiting import until
 
 EVENT = {"type": "order.created", "subject": "o-1"}
 ORDER = {"items": [{"sku": "a"}]}

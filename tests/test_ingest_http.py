@@ -8,8 +8,9 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.support.app import Exchange, InProcess, in_process, until
+from tests.support.app import Exchange, InProcess, in_process
 from tests.support.tokens import SECRET, bearer, make_token
+from tests.support.waiting import until
 
 EVENT = "application/cloudevents+json"
 BATCH = "application/cloudevents-batch+json"

@@ -9,7 +9,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gateway import __version__
 from gateway.metrics import Metrics
-from tests.support.app import InProcess, in_process, until
+from tests.support.app import InProcess, in_process
+from tests.support.waiting import until
 
 LABELS = {
     "gateway_connections": {"transport"},

@@ -15,9 +15,9 @@ from gateway.neighbours import Neighbours
 from gateway.wire import Lines
 from tests.support.app import InProcess, in_process
 from tests.support.core import Peer
-from tests.support.peers import eventually
 from tests.support.redis_server import RedisServer
 from tests.support.tokens import EVERYTHING, SECRET, admin_token, bearer, make_token
+from tests.support.waiting import until
 
 ADMIN = bearer(admin_token())
 ANN: dict[str, Any] = {"subscribe": (EVERYTHING,), "publish": ("*",)}
@@ -71,7 +71,7 @@ async def test_a_revocation_ends_streams_on_every_node(one: InProcess, two: InPr
     assert (await two.http.get("/orders", headers=bearer(token))).status_code == 200
     response = await one.http.post("/revocations", json={"sub": "ann"}, headers=ADMIN)
     assert response.status_code == 200
-    await eventually(lambda: all(peer.closed for peer in peers))
+    await until(lambda: all(peer.closed for peer in peers))
     assert [peer.closed for peer in peers] == [(4001, "token revoked")] * 2
     assert bob.closed is None
     assert (await two.http.get("/orders", headers=bearer(token))).status_code == 401
@@ -85,7 +85,7 @@ async def test_a_revocation_that_nobody_was_told_of_is_found(
     await one.node.log.revoke(Revocation("jti", "7", 1.0))
     assert peer.closed is None
     nodes.redis.call("CLIENT", "KILL", "TYPE", "normal")
-    await eventually(lambda: peer.closed)
+    await until(lambda: peer.closed)
     assert peer.closed == (4001, "token revoked")
 
 
@@ -97,7 +97,7 @@ async def test_revocations_are_looked_at_again_and_again(
     app = await nodes.start()
     _, peer = await connect(app, make_token(jti="7", **ANN))
     await app.node.log.revoke(Revocation("jti", "7", 1.0))
-    await eventually(lambda: peer.closed)
+    await until(lambda: peer.closed)
 
 
 async def test_a_revocation_while_a_node_starts_is_found(
@@ -114,7 +114,7 @@ async def test_a_revocation_while_a_node_starts_is_found(
     monkeypatch.setattr(Neighbours, "open", open_late)
     app = await nodes.start()
     principal = await app.node.authenticator.bearer(make_token(**ANN))
-    await eventually(lambda: app.node.revocations.revoked(replace(principal, jti="7")))
+    await until(lambda: app.node.revocations.revoked(replace(principal, jti="7")))
 
 
 async def test_every_node_is_listed(one: InProcess, two: InProcess) -> None:

@@ -8,8 +8,9 @@ import pytest
 from gateway import peers as module
 from gateway.log import LogUnavailableError
 from gateway.peers import BUS, NODES, LocalPeers, node_id
-from tests.support.peers import PeerNode, eventually, peer_nodes
+from tests.support.peers import PeerNode, peer_nodes
 from tests.support.redis_server import RedisServer
+from tests.support.waiting import until
 
 # One node alone
 
@@ -41,7 +42,7 @@ async def test_all_nodes_are_told(redis_server: RedisServer) -> None:
         for number in range(5):
             await a.peers.tell("say", number)
         assert a.heard == list(range(5))
-        await eventually(lambda: len(b.heard) == len(c.heard) == 5)
+        await until(lambda: len(b.heard) == len(c.heard) == 5)
         assert b.heard == c.heard == list(range(5))
         assert a.heard == list(range(5))
 
@@ -79,10 +80,10 @@ async def test_who_is_new_is_not_told_what_was_before(redis_server: RedisServer)
     """And who has left is not waited for."""
     async with peer_nodes(redis_server.url, "a", "b") as (a, b):
         await a.peers.tell("say", "early")
-        await eventually(lambda: b.heard)
+        await until(lambda: b.heard)
         async with peer_nodes(redis_server.url, "late") as (late,):
             await a.peers.tell("say", "now")
-            await eventually(lambda: late.heard)
+            await until(lambda: late.heard)
             assert late.heard == ["now"]
             assert await a.peers.alive() == {"a", "b", "late"}
         assert await a.peers.alive() == {"a", "b"}
@@ -106,7 +107,7 @@ async def test_a_dead_node_is_not_waited_for(
     monkeypatch.setattr(module, "BEAT_SECONDS", 0.05)
     async with peer_nodes(redis_server.url, "a", "b") as (a, b):
         await b.freeze()
-        await eventually(lambda: redis_server.call("ZRANGE", NODES, 0, -1) == [b"a"])
+        await until(lambda: redis_server.call("ZRANGE", NODES, 0, -1) == [b"a"])
         assert (await a.peers.ask("who", 1)).missing == ()
         await b.start()
         assert len((await a.peers.ask("who", 1)).given) == 2
@@ -124,7 +125,7 @@ async def test_a_handler_that_fails_harms_nobody_else(
         b.peers.handle("who", fail)
         assert (await a.peers.ask("who", 1, wait=0.5)).missing == ("b",)
         await a.peers.tell("say", "on we go")
-        await eventually(lambda: b.heard)
+        await until(lambda: b.heard)
         assert "a message of another node failed (who)" in caplog.text
 
 
@@ -135,13 +136,13 @@ async def test_a_node_that_was_away_gets_what_was_told(redis_server: RedisServer
         for number in range(250):  # more than it reads at once
             await a.peers.tell("say", number)
         b._tasks = [asyncio.create_task(b.peers.follow())]
-        await eventually(lambda: len(b.heard) == 250)
+        await until(lambda: len(b.heard) == 250)
         assert b.heard == list(range(250))
         assert not b.neighbours.missed.is_set()
         redis_server.call("CLIENT", "KILL", "TYPE", "normal")
-        await eventually(b.neighbours.missed.is_set)
+        await until(b.neighbours.missed.is_set)
         await a.peers.tell("say", "after")
-        await eventually(lambda: b.heard[-1] == "after")
+        await until(lambda: b.heard[-1] == "after")
 
 
 async def test_a_redis_that_lost_its_data_is_followed_on(redis_server: RedisServer) -> None:
@@ -150,12 +151,12 @@ async def test_a_redis_that_lost_its_data_is_followed_on(redis_server: RedisServ
         redis_server.call(
             "XADD", BUS, "99999999999999-1", "from", "a", "kind", "say", "payload", "1", "ask", ""
         )
-        await eventually(lambda: b.heard == [1])
+        await until(lambda: b.heard == [1])
         await asyncio.to_thread(redis_server.kill9)
         await asyncio.to_thread(redis_server.start)
-        await eventually(lambda: a.neighbours.missed.is_set() and b.neighbours.missed.is_set())
+        await until(lambda: a.neighbours.missed.is_set() and b.neighbours.missed.is_set())
         await a.peers.tell("say", 2)
-        await eventually(lambda: b.heard == [1, 2])
+        await until(lambda: b.heard == [1, 2])
 
 
 async def test_without_redis_nodes_are_alone(

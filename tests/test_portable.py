@@ -11,7 +11,8 @@ from gateway.connection import Connection
 from gateway.protocols import HIGH_WATER, LOW_WATER
 from gateway.transports.portable import PortableSocket
 from gateway.wire import Lines
-from tests.support.app import Exchange, InProcess, in_process, until
+from tests.support.app import Exchange, InProcess, in_process
+from tests.support.waiting import until
 
 
 @pytest.fixture

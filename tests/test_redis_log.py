@@ -33,9 +33,9 @@ from tests.support.redis_log import (
     eventually_appended,
     make_node,
     running_nodes,
-    until,
 )
 from tests.support.redis_server import RedisFactory, RedisServer
+from tests.support.waiting import until
 
 
 @pytest.fixture

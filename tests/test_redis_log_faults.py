@@ -32,9 +32,9 @@ from tests.support.redis_log import (
     eventually_appended,
     make_node,
     running_nodes,
-    until,
 )
 from tests.support.redis_server import RedisFactory, RedisServer
+from tests.support.waiting import until
 
 COUNTED = Reply(202, {}, b"body", Appended(0, 0, 0))
 

@@ -21,8 +21,9 @@ from gateway.principal import Principal
 from gateway.shared_limits import SharedLimits, SharedRates
 from gateway.wire import Lines
 from tests.support.core import Peer, Schedule
-from tests.support.peers import PeerNode, eventually, peer_nodes
+from tests.support.peers import PeerNode, peer_nodes
 from tests.support.redis_server import RedisServer
+from tests.support.waiting import until
 
 ANN, BOB = Principal(sub="ann"), Principal(sub="bob")
 LIMIT = 3
@@ -85,7 +86,7 @@ async def test_a_token_has_so_many_over_all_nodes(redis_server: RedisServer) -> 
             assert await refused(door.enter()) == "too_many_connections"
         await here.doors[2].enter(BOB)
         here.doors[0].registry.remove(first)
-        await eventually(lambda: here.known("a") == [])
+        await until(lambda: here.known("a") == [])
         await here.doors[2].enter()
         assert await refused(here.doors[0].enter()) == "too_many_connections"
 
@@ -97,7 +98,7 @@ async def test_many_at_once_do_not_pass_one_by_one(redis_server: RedisServer) ->
             *(door.enter() for door in here.doors for _ in range(20)), return_exceptions=True
         )
         assert sum(isinstance(each, Connection) for each in outcomes) == LIMIT
-        await eventually(lambda: sum(here.known("a") + here.known("b")) == LIMIT)
+        await until(lambda: sum(here.known("a") + here.known("b")) == LIMIT)
 
 
 async def test_polls_and_late_tokens_count_too(redis_server: RedisServer) -> None:
@@ -108,11 +109,11 @@ async def test_polls_and_late_tokens_count_too(redis_server: RedisServer) -> Non
         async with one.poll(ANN), one.poll(ANN), one.poll(ANN):
             assert await refused(two.identify(late, ANN)) == "too_many_connections"
             assert late.principal is None
-        await eventually(lambda: here.known("a") == [])
+        await until(lambda: here.known("a") == [])
         await two.identify(late, ANN)
         assert here.known("b") == [1]
         two.remove(late)
-        await eventually(lambda: here.known("b") == [])
+        await until(lambda: here.known("b") == [])
 
 
 async def test_who_gives_up_while_it_is_admitted_leaves_nothing(redis_server: RedisServer) -> None:
@@ -122,7 +123,7 @@ async def test_who_gives_up_while_it_is_admitted_leaves_nothing(redis_server: Re
         redis_server.pause()
         entering = [asyncio.create_task(door.enter()) for _ in range(2)]
         late = asyncio.create_task(door.enter(BOB))
-        await eventually(lambda: door.registry._asking == 3)
+        await until(lambda: door.registry._asking == 3)
         entering[0].cancel()
         door.revoked.add(BOB)
         redis_server.resume()
@@ -132,7 +133,7 @@ async def test_who_gives_up_while_it_is_admitted_leaves_nothing(redis_server: Re
         door.registry.remove(await entering[1])
         door.registry.drain_began.set()
         assert await refused(door.enter()) == "draining"
-        await eventually(lambda: here.known("a") == [])
+        await until(lambda: here.known("a") == [])
         assert door.registry._per_token == {}
         assert door.registry._asking == 0
 
@@ -144,11 +145,11 @@ async def test_who_is_gone_before_it_was_admitted_is_not_counted(redis_server: R
         late = await door.enter(None)
         redis_server.pause()
         identifying = asyncio.create_task(door.registry.identify(late, ANN))
-        await eventually(lambda: door.registry._per_token)
+        await until(lambda: door.registry._per_token)
         door.registry.remove(late)
         redis_server.resume()
         await identifying
-        await eventually(lambda: here.known("a") == [])
+        await until(lambda: here.known("a") == [])
         assert late.principal is None
         assert door.registry._per_token == {}
 
@@ -164,10 +165,10 @@ async def test_a_killed_node_holds_nothing_for_long(
             await here.doors[0].enter()
         assert await refused(here.doors[1].enter()) == "too_many_connections"
         await here.nodes[0].freeze()
-        await eventually(lambda: redis_server.call("EXISTS", "{gateway}:held:a") == 0)
+        await until(lambda: redis_server.call("EXISTS", "{gateway}:held:a") == 0)
         await here.doors[1].enter()
         await here.nodes[0].start()
-        await eventually(lambda: here.known("a") == [LIMIT])
+        await until(lambda: here.known("a") == [LIMIT])
         assert await refused(here.doors[1].enter()) == "too_many_connections"
 
 
@@ -181,7 +182,7 @@ async def test_counts_live_as_long_as_their_node(
         for _ in range(LIMIT):
             await here.doors[0].enter()
         ends = asyncio.get_running_loop().time() + 2
-        await eventually(lambda: asyncio.get_running_loop().time() > ends)
+        await until(lambda: asyncio.get_running_loop().time() > ends)
         assert here.known("a") == [LIMIT]
         assert await refused(here.doors[1].enter()) == "too_many_connections"
 
@@ -199,8 +200,8 @@ async def test_without_redis_a_node_counts_alone(
         assert await refused(here.doors[0].enter()) == "too_many_connections"
         await here.doors[1].enter()
         await asyncio.to_thread(redis_server.start)
-        await eventually(lambda: (here.known("a"), here.known("b")) == ([LIMIT], [1]))
-        await eventually(lambda: redis_server.call("ZCARD", NODES) == 2)
+        await until(lambda: (here.known("a"), here.known("b")) == ([LIMIT], [1]))
+        await until(lambda: redis_server.call("ZCARD", NODES) == 2)
         here.nodes[1].limits._away_until = 0.0
         assert await refused(here.doors[1].enter()) == "too_many_connections"
 
@@ -237,7 +238,7 @@ async def test_a_burst_over_nodes(redis_server: RedisServer) -> None:
         waits = await asyncio.gather(*takes)
         took = asyncio.get_running_loop().time() - began
         assert 1000 <= waits.count(0) <= 1000 + 1000 * took + 1
-        await eventually(lambda: not redis_server.call("KEYS", "{gateway}:rate:*"))
+        await until(lambda: not redis_server.call("KEYS", "{gateway}:rate:*"))
 
 
 async def test_without_redis_a_rate_is_the_nodes_own(redis_server: RedisServer) -> None:

@@ -1,6 +1,5 @@
 """What the suites of the transports share: a gateway on each server path, its cursors sealed or not."""
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -12,9 +11,10 @@ import uvloop
 
 from gateway.node import Node
 from gateway.tail import Tail
-from tests.support.clients import CLIENTS, DEADLINE, Client
+from tests.support.clients import CLIENTS, Client
 from tests.support.gateway import ServerPath, make_settings, running_gateway
 from tests.support.tokens import SECRET, admin_token, bearer
+from tests.support.waiting import until
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Any]:
@@ -81,13 +81,6 @@ class Stand:
     async def retained_from(self, first: int) -> None:
         """Waits until the log's first event is the one at this offset."""
         await until(lambda: self.node.log.first == first)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Waits until a condition holds, looking again and again."""
-    async with asyncio.timeout(DEADLINE):
-        while not condition():  # noqa: ASYNC110 - what it waits for tells nobody
-            await asyncio.sleep(0.005)
 
 
 Start = Callable[..., Awaitable[Stand]]

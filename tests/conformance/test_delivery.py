@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.conformance.conftest import Stand, Start, until
+from tests.conformance.conftest import Stand, Start
 from tests.support.clients import Client, Message, catch_up, ids, take
 from tests.support.model import Expected, as_pairs, expected, newest, told_pairs
+from tests.support.waiting import until
 
 STATUSES = ("new", "paid", "sent")
 FILTERS: tuple[dict[str, Any] | None, ...] = (

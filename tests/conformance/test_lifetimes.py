@@ -6,10 +6,11 @@ import time
 
 import pytest
 
-from tests.conformance.conftest import Stand, Start, until
+from tests.conformance.conftest import Stand, Start
 from tests.conformance.talking import is_served, talk
 from tests.support.clients import LongPollClient, RefusedError, SseClient, ids, take
 from tests.support.tokens import SECRET, bearer, make_token, may_see, reader
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.parametrize("variant", ["fast", "portable"], indirect=True)
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.conformance.conftest import Stand, Start, until
+from tests.conformance.conftest import Stand, Start
+from tests.support.waiting import until
 
 JSON = {"Accept": "application/json"}
 

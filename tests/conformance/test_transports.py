@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from gateway.cursor import Cursors
-from tests.conformance.conftest import Stand, Start, until
+from tests.conformance.conftest import Stand, Start
 from tests.conformance.orders import PAID, event, events, id_range
 from tests.support.clients import CLIENTS, Client, RefusedError, catch_up, ids, take, take_until
 from tests.support.model import expected, snapshot, told_pairs
+from tests.support.waiting import until
 
 # since
 

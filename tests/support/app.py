@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -40,13 +40,6 @@ async def in_process(worker: Worker | None = None, **options: Any) -> AsyncItera
         transport = httpx.ASGITransport(gateway)
         async with httpx.AsyncClient(transport=transport, base_url=BASE) as http:
             yield InProcess(gateway, node, http)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Returns when the condition holds, which the loop's other tasks shall bring about."""
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - a condition has no event of its own
-            await asyncio.sleep(0.001)
 
 
 class Exchange:

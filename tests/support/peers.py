@@ -57,10 +57,3 @@ async def peer_nodes(url: str, *names: str) -> AsyncIterator[list[PeerNode]]:
     finally:
         for node in nodes:
             await node.stop()
-
-
-async def eventually(condition: Any, seconds: float = 60) -> None:
-    """Returns when the condition holds."""
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - what it waits for tells nobody
-            await asyncio.sleep(0.01)

@@ -1,7 +1,7 @@
 """Nodes on one Redis log, each with all that it has announced."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -12,6 +12,7 @@ from gateway.event import Event
 from gateway.log import Appended, Entry, LogUnavailableError, Retention
 from gateway.log.redis import RedisLog
 from gateway.redis_clients import RedisClients
+from tests.support.waiting import until
 
 PATIENCE: Final = 60.0  # seconds until a condition that does not come true fails the test
 STREAM: Final = "{gateway}:log"
@@ -115,12 +116,6 @@ def event(id_: str, subject: str | None = "o-1", *, type_: str = "order.updated"
 def events(count: int, prefix: str = "e") -> list[Event]:
     """Each of another subject."""
     return [event(f"{prefix}{number}", f"{prefix}-{number}") for number in range(count)]
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110 - a condition has no event of its own
-            await asyncio.sleep(0.005)
 
 
 async def eventually_appended(node: Node, *given: Event) -> Appended:

@@ -14,4 +14,4 @@ async def until(condition: Callable[[], Any], patience: float = PATIENCE) -> Non
             held = condition()
             if await held if isinstance(held, Awaitable) else held:
                 return
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.005)
