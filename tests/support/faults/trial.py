@@ -61,6 +61,7 @@ class Trial:
         self._tasks: list[asyncio.Task[None]] = []
         self._following: list[asyncio.Task[None]] = []
         self._publishing: list[asyncio.Task[None]] = []
+        self._over = False
 
     def note(self, what: str) -> None:
         """Something that the report of a failure shall tell, with its time."""
@@ -148,7 +149,7 @@ class Trial:
         self.note("both gateways are ready and listen")
 
     async def _listen(self) -> None:
-        while True:
+        while not self._over:
             self.listeners.add(await listening(self.redis, len(CHANNELS), self.ledger.now))
             await asyncio.sleep(_SAMPLE_SECONDS)
 
@@ -288,7 +289,10 @@ class Trial:
     # Ending
 
     async def aclose(self) -> None:
-        await end(*self._publishing, *self._following, *self._tasks)
+        await end(*self._publishing, *self._following)
+        # Not cancelled: a client of redis-py whose closing is cancelled at once never closes its connection.
+        self._over = True
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def report(self) -> str:
         """What happened when, and the ends of all logs."""
