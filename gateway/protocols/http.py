@@ -122,8 +122,7 @@ class HttpProtocol(Ending, HttpToolsProtocol):
         cycle.chunked_encoding = False
 
     def take_body(self, receive: Receive) -> bytes | None:
-        """The body of the request that runs, as most come: with nothing left to wait for. In a fraction of the time
-        that a message from `receive` takes.
+        """The body of the request that runs, as most come: with nothing left to wait for, and no message to make.
 
         None, and nothing is taken, where it has to come that way: `receive` is not the request's own, since someone
         wants to see the messages, or the body has not come as a whole, or the client is gone.
