@@ -59,7 +59,8 @@ def pongs(chunk: bytes) -> bytes:
     while 0 <= at < len(chunk) - 1:
         length = chunk[at + 1]
         if (at == 0 or chunk[at - 1] == _JSON_END) and length <= _LONGEST_PING:
-            answers += bytes((_PONG, _MASKED | length)) + _ZERO_MASK + chunk[at + 2 : at + 2 + length]
+            payload = chunk[at + 2 : at + 2 + length]  # shorter where the read ends within it
+            answers += bytes((_PONG, _MASKED | len(payload))) + _ZERO_MASK + payload
         at = chunk.find(PING_BYTE, at + 1)
     return answers
 

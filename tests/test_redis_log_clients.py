@@ -11,9 +11,8 @@ import pytest
 from tests.support.clients import CLIENTS, Client, Message, ids, take, take_until
 from tests.support.gateway import Running, make_settings, running_gateway
 from tests.support.proxy import Proxy
-from tests.support.redis_log import PATIENCE
 from tests.support.redis_server import RedisFactory, RedisServer
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 
 class Site:

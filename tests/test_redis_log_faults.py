@@ -22,7 +22,6 @@ from gateway.log import (
 )
 from tests.support.proxy import Proxy
 from tests.support.redis_log import (
-    PATIENCE,
     STREAM,
     Clock,
     Node,
@@ -34,7 +33,7 @@ from tests.support.redis_log import (
     running_nodes,
 )
 from tests.support.redis_server import RedisFactory, RedisServer
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 COUNTED = Reply(202, {}, b"body", Appended(0, 0, 0))
 

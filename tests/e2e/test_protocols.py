@@ -16,6 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from starlette.responses import Response
 from websockets.sync.client import connect
 
 from gateway.protocols import EXTENSION, HIGH_WATER, UNSENT_BYTES, Timeouts
@@ -349,3 +350,31 @@ def test_an_answer_before_the_body_has_come_asks_for_no_more() -> None:
         assert peer.read_answer().status == 415
         peer.send(b"{}" + request("POST", "/events", b'{"type":"a"}', content_type="application/json"))
         assert peer.read_answer().status == 202
+
+
+# Bodies
+
+
+async def tell_body(scope: Any, receive: Any, send: Any) -> None:
+    """Answers what `take_body` gives to who looks at the messages, then to the request itself, and what it left."""
+
+    async def looked_at() -> Any:
+        return await receive()
+
+    socket = scope["extensions"][EXTENSION]
+    told = [socket.take_body(looked_at), socket.take_body(receive)]
+    if told[1] is None:
+        told.append((await receive())["body"])
+    await Response(repr(told))(scope, receive, send)
+
+
+def test_a_body_is_taken_as_a_whole_or_received() -> None:
+    """Each of a pipeline has its own, and one that is still to come is waited for."""
+    with serving_app(tell_body) as served, Peer(served.port) as peer:
+        peer.send(request("POST", "/", b"one") + request("POST", "/", b"two"))
+        assert peer.read_answer().body == b"[None, b'one']"
+        assert peer.read_answer().body == b"[None, b'two']"
+        peer.send(request("POST", "/", expect="100-continue", content_length="5"))
+        assert peer.read_until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        peer.send(b"three")
+        assert peer.read_answer().body == b"[None, None, b'three']"

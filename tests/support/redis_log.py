@@ -12,9 +12,8 @@ from gateway.event import Event
 from gateway.log import Appended, Entry, LogUnavailableError, Retention
 from gateway.log.redis import RedisLog
 from gateway.redis_clients import RedisClients
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
-PATIENCE: Final = 60.0  # seconds until a condition that does not come true fails the test
 STREAM: Final = "{gateway}:log"
 
 
